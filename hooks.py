@@ -1,0 +1,393 @@
+"""Who may, and what is remembered? Tokens, the ledger of sessions, and the calls to the release platform.
+
+This is the file that operators extend: name a file of your own under ``[Hooks] file``, subclass ``Hooks`` in it
+and override what you need. Knows nothing of browsers, pods or HTTP serving.
+
+Hooks run on the threads of the sessions, several at a time. A hook refuses a user by raising ``Denied`` with a
+sentence that the user may read; any other exception is logged with its traceback and refuses the user politely.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import http.client
+import importlib.util
+import inspect
+import json
+import os
+import sqlite3
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Denied", "HookError", "Hooks", "HooksSettings", "SessionInfo", "TokenAuthData", "load_hooks"]
+
+PLATFORM_TIMEOUT_SECONDS = 5.0
+_ANSWER_LIMIT_BYTES = 2 << 20
+_CLOCK_SKEW_SECONDS = 30
+SECRET_MINIMUM_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as the hash
+
+
+class Denied(Exception):
+    """The user is refused; the text is shown to the user."""
+
+
+class HookError(Exception):
+    """A hook could not do its work. The text goes to the log and names no secret."""
+
+
+@dataclass(frozen=True)
+class TokenAuthData:
+    """What a token stands for: a container to open, and who opens it. The field names are the JSON names."""
+
+    namespace: str
+    pod_name: str
+    container_name: str = ""
+    cluster_cfg: str = field(default="", repr=False)  # the kubeconfig's text
+    user: str = ""
+    command: tuple[str, ...] = ()  # empty: the best shell of the container
+    extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the platform said
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One session. Times are Unix seconds; what is known at the end only is None or empty before."""
+
+    session_id: str
+    filename: str
+    auth: TokenAuthData
+    remote_addr: str
+    login_at: float
+    logout_at: float | None = None
+    reason: str = ""
+    exit_code: int | None = None
+    bytes_out: int = 0  # printed by the pod
+    bytes_in: int = 0  # typed by the user
+    sha256: str = ""  # of the recording
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the kubeconfig, as one flat JSON object."""
+        values = asdict(self)
+        auth = values.pop("auth")
+        del auth["cluster_cfg"]
+        return {**auth, **values}
+
+
+@dataclass(frozen=True)
+class HooksSettings:
+    """The part of the configuration that hooks see."""
+
+    db: Path
+    secret: str = field(default="", repr=False)
+    validate_url: str = field(default="", repr=False)  # URLs may hold credentials
+    login_url: str = field(default="", repr=False)
+    logout_url: str = field(default="", repr=False)
+    authorization: str = field(default="", repr=False)  # the Authorization header of calls to the platform
+    clusters: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Hooks:
+    """The hooks that ship. ``[Token]`` and ``[Platform]`` choose what they do; without either, all are denied."""
+
+    def __init__(self, settings: HooksSettings) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.db)
+
+    def open(self) -> Sequence[str]:
+        """Called once at start. Returns the recordings of the sessions that a crash had cut off."""
+        return self.ledger.open()
+
+    def close(self) -> None:
+        """Called once, when every session has ended."""
+        self.ledger.close()
+
+    def validate_ssh_token(self, token: str) -> TokenAuthData:
+        """Say what ``token`` stands for, or raise Denied. Called once a terminal, before it opens."""
+        if self.settings.validate_url:
+            return self._ask_platform(token)
+        if self.settings.secret:
+            return self._read_signed_token(token)
+        raise Denied("this server has no way to check tokens yet; its operator must set [Token] secret or [Platform]")
+
+    def on_login(self, info: SessionInfo) -> None:
+        """A session begins: its recording exists, its shell not yet. Raising ends it."""
+        self.ledger.login(info)
+        if self.settings.login_url:
+            self._post(self.settings.login_url, info.as_json())
+
+    def on_logout(self, info: SessionInfo) -> None:
+        """A session has ended. Called exactly once for each ``on_login``, even one that raised."""
+        self.ledger.logout(info)
+        if self.settings.logout_url:
+            self._post(self.settings.logout_url, info.as_json())
+
+    def authorize(self, token: str, action: str, filename: str) -> str:
+        """Say which user may do ``action`` ("play") with a recording, or raise Denied.
+
+        Here: a link signed with ``[Token] secret`` whose claim ``scope`` names the action; a claim ``filename``
+        limits it to that recording.
+        """
+        if not self.settings.secret:
+            raise Denied("recordings are not open here; the server's operator must set [Token] secret")
+        claims = verify_token(token, self.settings.secret)
+        if action not in str(claims.get("scope", "")).split():
+            raise Denied(f"this link does not allow to {action}")
+        if claims.get("filename", filename) != filename:
+            raise Denied("this link is for another recording")
+        return str(claims.get("sub", ""))
+
+    def _read_signed_token(self, token: str) -> TokenAuthData:
+        claims = verify_token(token, self.settings.secret)
+        if claims.get("scope", "terminal") != "terminal":
+            raise Denied("this link is not for a terminal")
+        auth = auth_data({**claims, "user": claims.get("sub", "")}, self.settings.clusters)
+        if "jti" in claims:
+            self.ledger.use_token(str(claims["jti"]), float(claims["exp"]))
+        return auth
+
+    def _ask_platform(self, token: str) -> TokenAuthData:
+        answer = self._post(self.settings.validate_url, {"ssh_token": token})
+        if not isinstance(answer, dict):
+            raise HookError("the platform's answer to validate_url is not a JSON object")
+        return auth_data(answer, self.settings.clusters)
+
+    def _post(self, url: str, body: Mapping[str, Any]) -> Any:
+        """POST JSON to the platform. Blocks for 5 s at most. Raises Denied for 401, 403 and 404, else HookError."""
+        return post_json(url, body, self.settings.authorization)
+
+
+def load_hooks(file: Path | None) -> type[Hooks]:
+    """The Hooks class that ships, or the one subclass of it in the operator's ``file``. Raises HookError."""
+    if file is None:
+        return Hooks
+    spec = importlib.util.spec_from_file_location("operator_hooks", file)
+    if spec is None or spec.loader is None:
+        raise HookError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise HookError(f"{file} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Hooks) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise HookError(f"{file} must define exactly one subclass of hooks.Hooks; it defines {len(found)}")
+    return found[0]
+
+
+# -- what a token says ------------------------------------------------------------------------------------------------
+
+_TEXT_FIELDS = ("namespace", "pod_name", "container_name", "cluster_cfg", "user")
+
+
+def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenAuthData:
+    """Build a TokenAuthData from a JSON object. ``cluster`` names a kubeconfig of the operator's.
+
+    Raises HookError when something is missing or of a wrong type: that is the platform's mistake, not the user's.
+    """
+    texts = {name: values.get(name) or "" for name in _TEXT_FIELDS}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise HookError(f"{name} of a token must be text")
+    if not texts["pod_name"]:
+        raise HookError("a token must name a pod_name")
+    command = values.get("command") or []
+    if not isinstance(command, list) or not all(isinstance(argument, str) for argument in command):
+        raise HookError("command of a token must be a list of texts")
+    if not texts["cluster_cfg"]:
+        texts["cluster_cfg"] = _read_cluster(values.get("cluster"), clusters)
+    extra = {key: value for key, value in values.items() if key not in (*_TEXT_FIELDS, "command")}
+    return TokenAuthData(**texts, command=tuple(command), extra=extra)
+
+
+def _read_cluster(name: object, clusters: Mapping[str, Path]) -> str:
+    """The kubeconfig of a cluster under ``[Clusters]``; the only one there is, when a token names none."""
+    if name is None and len(clusters) == 1:
+        (path,) = clusters.values()
+    elif isinstance(name, str) and name in clusters:
+        path = clusters[name]
+    else:
+        raise HookError(f"a token names the cluster {name!r}, which is not under [Clusters]")
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise HookError(f"the kubeconfig {path} cannot be read: {exc}") from exc
+
+
+def verify_token(token: str, secret: str) -> dict[str, Any]:
+    """The claims of a JWT signed with HS256 (RFC 7519, RFC 7515 section 5.2), or Denied.
+
+    ``exp`` is required; ``nbf`` is honoured. No other algorithm is accepted, whatever the header says.
+    """
+    try:
+        signed, _, signature = token.rpartition(".")
+        header, payload = (json.loads(_base64url(part)) for part in signed.split("."))
+        expected = hmac.new(secret.encode(), signed.encode("ascii"), hashlib.sha256).digest()
+        genuine = hmac.compare_digest(expected, _base64url(signature))
+        if not genuine or not isinstance(payload, dict) or header.get("alg") != "HS256" or "crit" in header:
+            raise ValueError("not signed by us")
+        expires, not_before = float(payload["exp"]), float(payload.get("nbf", 0))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Denied("this link is not valid; open it again from the platform") from None
+    now = time.time()
+    if not now < expires:
+        raise Denied("this link has expired; open it again from the platform")
+    if now + _CLOCK_SKEW_SECONDS < not_before:
+        raise Denied("this link is not valid yet")
+    return payload
+
+
+def _base64url(text: str) -> bytes:
+    """Decode base64url without padding (RFC 7515, section 2); ValueError for anything else."""
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error as exc:
+        raise ValueError("not base64url") from exc
+
+
+# -- the platform -----------------------------------------------------------------------------------------------------
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the user's token to another host."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_platform = urllib.request.build_opener(_NoRedirects())
+
+
+def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
+    """POST a JSON object and return the JSON answer (None for an empty one). Blocks for 5 s at most.
+
+    Raises Denied for 401, 403 and 404, with the answer's ``message``; HookError for everything else.
+    """
+    deadline = time.monotonic() + PLATFORM_TIMEOUT_SECONDS
+    headers = {"Content-Type": "application/json", **({"Authorization": authorization} if authorization else {})}
+    try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310
+        with _platform.open(request, timeout=PLATFORM_TIMEOUT_SECONDS) as response:
+            text = _read_answer(response, deadline)
+        return json.loads(text) if text.strip() else None
+    except urllib.error.HTTPError as exc:
+        with exc:
+            if exc.code in (401, 403, 404):
+                raise Denied(_denial(exc, deadline)) from None
+            raise HookError(f"the platform answered with HTTP status {exc.code}") from None
+    except (OSError, http.client.HTTPException) as exc:
+        # urllib's own texts may hold the URL; the reason below it does not.
+        why = getattr(exc, "reason", None) or type(exc).__name__
+        raise HookError(f"the platform cannot be reached: {why}") from None
+    except ValueError:
+        raise HookError("the platform's answer is not JSON") from None
+
+
+def _read_answer(response: Any, deadline: float) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        chunk = response.read1(65536)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > _ANSWER_LIMIT_BYTES:
+            raise HookError("the platform's answer is too long")
+        if time.monotonic() > deadline:
+            raise HookError(f"the platform's answer took more than {PLATFORM_TIMEOUT_SECONDS:g} s")
+
+
+def _denial(response: Any, deadline: float) -> str:
+    with contextlib.suppress(ValueError, OSError, HookError, http.client.HTTPException):
+        answer = json.loads(_read_answer(response, deadline))
+        if isinstance(answer, dict) and isinstance(answer.get("message"), str):
+            return str(answer["message"])
+    return "the platform does not accept this token; open the terminal again from the platform"
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
+    logout_at REAL, reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, bytes_out INTEGER, bytes_in INTEGER,
+    sha256 TEXT);
+CREATE INDEX IF NOT EXISTS open_sessions ON sessions (session_id) WHERE logout_at IS NULL;
+CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
+"""
+
+
+class Ledger:
+    """The sessions of this server in SQLite: a row at login, completed at logout. Any thread.
+
+    Also remembers which one-use tokens are spent. Errors are sqlite3's own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()  # guards the connection, and makes each method one transaction
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> list[str]:
+        """Open or make the file. Rows that a crash left open are closed as lost; returns their recordings."""
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
+        self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
+        lost = [str(row[0]) for row in self._run("SELECT filename FROM sessions WHERE logout_at IS NULL")]
+        self._run("UPDATE sessions SET logout_at = ?, reason = 'lost' WHERE logout_at IS NULL", time.time())
+        return lost
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def login(self, info: SessionInfo) -> None:
+        """Write the row of a session that begins."""
+        auth = info.auth
+        self._run(
+            "INSERT INTO sessions (session_id, filename, user, namespace, pod_name, container_name, remote_addr,"
+            " login_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(info.session_id, info.filename, auth.user, auth.namespace, auth.pod_name, auth.container_name),
+            *(info.remote_addr, info.login_at),
+        )
+
+    def logout(self, info: SessionInfo) -> None:
+        """Complete the row of a session that has ended."""
+        self._run(
+            "UPDATE sessions SET logout_at = ?, reason = ?, exit_code = ?, bytes_out = ?, bytes_in = ?, sha256 = ?"
+            " WHERE session_id = ?",
+            *(info.logout_at, info.reason, info.exit_code, info.bytes_out, info.bytes_in, info.sha256),
+            info.session_id,
+        )
+
+    def use_token(self, jti: str, expires_at: float) -> None:
+        """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
+        self._run("DELETE FROM used_tokens WHERE expires_at < ?", time.time())
+        try:
+            self._run("INSERT INTO used_tokens VALUES (?, ?)", jti, expires_at)
+        except sqlite3.IntegrityError:
+            raise Denied("this link was already used; open the terminal again from the platform") from None
+
+    def _run(self, statement: str, *values: object) -> list[Any]:
+        with self._lock:
+            if self._connection is None:
+                raise HookError("the ledger is closed")
+            return self._connection.execute(statement, values).fetchall()

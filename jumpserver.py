@@ -1,0 +1,1296 @@
+#!/usr/bin/env python3
+"""Who is connected? The server: configuration, HTTP routes, browser sockets, sessions, shutdown.
+
+Owns everything that a browser sees. Asks hooks who may, k8s_exec for the pod, recorder to write down what was seen.
+
+Threads of a session: ``<id>-output`` (the connection's own: pod to recording to browser), ``<id>-browser``
+(simple-websocket's: reads what the browser sends) and ``<id>-input`` (passes it to the pod).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import contextlib
+import dataclasses
+import email.utils
+import functools
+import gzip
+import hashlib
+import http.server
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import socketserver
+import struct
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Protocol
+
+import simple_websocket
+from wsproto.events import CloseConnection
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from hooks import SECRET_MINIMUM_BYTES, Denied, HookError, Hooks, HooksSettings, SessionInfo, load_hooks
+from k8s_exec import SHELL, ExecError, KubeconfigError, PodExec, PodLost, encode_resize, load_kubeconfig, printable
+from recorder import Recorder, RecordError, find_recording, playable_size, recording_path, repair
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__version__ = "0.1.0"
+
+log = logging.getLogger("jumpserver")
+
+
+def log_event(event: str, **fields: object) -> None:
+    """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
+    pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
+    log.info("%s", " ".join((event, *pairs)))
+
+
+def _log_value(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if re.fullmatch(r"[!#-<>-\[\]-~]+", text) else json.dumps(text)
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names file and key."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """``[Server]``"""
+
+    listen: str = "127.0.0.1:7000"  # address:port
+    max_sessions: int = 1000  # open terminals at a time
+    allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
+    frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
+    trusted_proxies: tuple[str, ...] = ()  # addresses of proxies whose X-Forwarded-For is believed
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """``[Record]``"""
+
+    path: str = "records"  # folder of the recordings
+    public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """``[Token]``"""
+
+    secret: str = field(default="", repr=False)  # of HS256, shared with the platform; 32 bytes or more
+
+
+@dataclass(frozen=True)
+class PlatformConfig:
+    """``[Platform]``"""
+
+    validate_url: str = field(default="", repr=False)  # asked what an ssh_token stands for
+    login_url: str = field(default="", repr=False)  # told when a session begins
+    logout_url: str = field(default="", repr=False)  # told when it has ended
+    authorization: str = field(default="", repr=False)  # Authorization header of these calls
+
+
+@dataclass(frozen=True)
+class HooksConfig:
+    """``[Hooks]``"""
+
+    file: str = ""  # a Python file with a subclass of hooks.Hooks
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """``[Audit]``"""
+
+    db: str = ""  # the ledger, a SQLite file; empty: sessions.db in the record path
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Relative paths in the file are relative to the file's folder."""
+
+    Server: ServerConfig = ServerConfig()
+    Record: RecordConfig = RecordConfig()
+    Token: TokenConfig = TokenConfig()
+    Platform: PlatformConfig = PlatformConfig()
+    Hooks: HooksConfig = HooksConfig()
+    Audit: AuditConfig = AuditConfig()
+    Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
+    folder: Path = Path()
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / self.Record.path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.Server.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def hooks_settings(self) -> HooksSettings:
+        """The part that hooks see."""
+        return HooksSettings(
+            db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
+            secret=self.Token.secret,
+            clusters=self.Clusters,
+            **dataclasses.asdict(self.Platform),
+        )
+
+
+_SECTIONS: Mapping[str, type[Any]] = {
+    "Server": ServerConfig,
+    "Record": RecordConfig,
+    "Token": TokenConfig,
+    "Platform": PlatformConfig,
+    "Hooks": HooksConfig,
+    "Audit": AuditConfig,
+}
+_TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
+
+
+def load_config(file: Path) -> Config:
+    """Read and check the TOML file. Raises ConfigError with one line that names key and file."""
+    try:
+        with file.open("rb") as opened:
+            document = tomllib.load(opened)
+    except OSError as exc:
+        raise ConfigError(f"{file}: cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{file}: is not TOML: {exc}") from exc
+    folder = file.absolute().parent
+    clusters = _clusters(document.pop("Clusters", {}), folder, file)
+    sections = {name: _section(name, values, file) for name, values in document.items()}
+    config = Config(**sections, Clusters=clusters, folder=folder)
+    _check_values(config, file)
+    return config
+
+
+def _section(name: str, values: object, file: Path) -> Any:
+    if name not in _SECTIONS:
+        raise ConfigError(f"{file}: unknown section [{name}]; there are {', '.join([*_SECTIONS, 'Clusters'])}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: {name} must be a section: [{name}]")
+    known = {item.name: item.default for item in dataclasses.fields(_SECTIONS[name])}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
+        expected = type(known[key])
+        if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            values[key] = tuple(value)
+        elif type(value) is not expected:
+            raise ConfigError(f"{file}: {key} in [{name}] must be {_TYPE_NAMES[expected]}")
+    return _SECTIONS[name](**values)
+
+
+def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ConfigError(f'{file}: [Clusters] must have lines of the form name = "kubeconfig file"')
+    return {name: folder / value for name, value in values.items()}
+
+
+def _check_values(config: Config, file: Path) -> None:
+    listen = _LISTEN.fullmatch(config.Server.listen)
+    if not listen or int(listen[2]) > 65535:
+        raise ConfigError(f'{file}: listen in [Server] must be "address:port"')
+    if config.Server.max_sessions < 1:
+        raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
+    if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
+        raise ConfigError(f"{file}: secret in [Token] must have {SECRET_MINIMUM_BYTES} bytes or more")
+    for key, url in dataclasses.asdict(config.Platform).items():
+        if key != "authorization" and url and not re.match(r"https?://[^/\s]+", url):
+            raise ConfigError(f"{file}: {key} in [Platform] must be an http:// or https:// URL")
+    if not config.Platform.authorization.isprintable():
+        raise ConfigError(f"{file}: authorization in [Platform] must be one line")
+    if any(not re.fullmatch(r"[!-:<-~]+", source) for source in config.Server.frame_ancestors):
+        raise ConfigError(f"{file}: frame_ancestors in [Server] must be CSP sources such as https://platform.example")
+    for name, path in config.Clusters.items():
+        try:
+            load_kubeconfig(path.read_bytes())
+        except OSError as exc:
+            raise ConfigError(f"{file}: {name} in [Clusters]: {path} cannot be read: {exc.strerror}") from exc
+        except KubeconfigError as exc:
+            raise ConfigError(f"{file}: {name} in [Clusters]: {path}: {exc}") from exc
+
+
+def check_record_path(config: Config, file: Path) -> None:
+    """Make the record folder and try to write in it. Raises ConfigError."""
+    probe = config.record_path / f".probe-{uuid.uuid4().hex}"
+    try:
+        config.record_path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as exc:
+        why = f"{config.record_path} cannot be written: {exc.strerror}"
+        raise ConfigError(f"{file}: path in [Record]: {why}") from exc
+
+
+# -- how a session ends -----------------------------------------------------------------------------------------------
+
+# WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
+# says the same to a client which did not ask for the subprotocol.
+NORMAL, BAD_REQUEST, DENIED, INTERNAL, CLUSTER, BUSY = 1000, 4400, 4403, 4500, 4502, 4503
+_HTTP_STATUS = {BAD_REQUEST: 400, DENIED: 403, INTERNAL: 503, CLUSTER: 502, BUSY: 503}
+_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a session ended: a sentence for the user, and what the programs are told."""
+
+    reason: str
+    close_code: int = NORMAL
+    exit_code: int | None = None
+    notice: bool = True  # whether the terminal prints the reason, too
+
+
+BROWSER_LEFT = End("the browser closed the connection", notice=False)
+SHUTTING_DOWN = End("the server is shutting down", BUSY)
+SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
+RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERNAL)
+HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
+SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
+NOT_UNDERSTOOD = End("the browser sent a message that is not understood", BAD_REQUEST)
+
+
+class Refused(Exception):
+    """A terminal was refused before it opened."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.reason)
+        self.end = end
+
+
+# -- the browser's socket ---------------------------------------------------------------------------------------------
+
+SUBPROTOCOL = "jumpserver.v1"
+PING_SECONDS = 25.0
+SEND_TIMEOUT_SECONDS = 30  # a browser that takes nothing for so long is gone
+CLOSE_TIMEOUT_SECONDS = 2.0  # for the browser's answer to a close frame
+MESSAGE_LIMIT_BYTES = 1 << 20
+
+
+class _SharedSocket:
+    """The socket as simple-websocket sees it: sends whole, one sender at a time; the handler closes it, nobody else."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.lock = threading.RLock()  # guards sends
+        self.recv = sock.recv
+        self.fileno = sock.fileno
+
+    def send(self, data: bytes) -> int:
+        with self.lock:
+            try:
+                self._sock.sendall(data)
+            except OSError:
+                self.close()  # part of a frame may be out: nothing can follow it
+                raise
+        return len(data)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Delivery:
+    """Takes the place of simple-websocket's list of received messages: hands each one on at once.
+
+    The list has no bound. Handing on may block, and then TCP holds the sender back.
+    """
+
+    def __init__(self, deliver: Callable[[str | bytes], None]) -> None:
+        self.append = deliver
+
+
+class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
+    """The server's end of a browser's WebSocket, made safe for two threads.
+
+    ``on_message`` and ``on_end`` are called on the thread ``<name>``, which this class starts.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        key: str,
+        subprotocol: str,
+        name: str,
+        on_message: Callable[[str | bytes], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Answer the upgrade request whose Sec-WebSocket-Key is ``key``. Raises OSError."""
+        self._on_message, self._on_end = on_message, on_end
+        self._shared = _SharedSocket(sock)
+        self._started = threading.Event()
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_SECONDS, 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Only what is needed is passed on: no extension (compression costs far more than it saves here).
+        environ = {
+            "werkzeug.socket": self._shared,
+            "HTTP_HOST": "jumpserver",
+            "HTTP_CONNECTION": "Upgrade",
+            "HTTP_UPGRADE": "websocket",
+            "HTTP_SEC_WEBSOCKET_KEY": key,
+            "HTTP_SEC_WEBSOCKET_VERSION": "13",
+            **({"HTTP_SEC_WEBSOCKET_PROTOCOL": subprotocol} if subprotocol else {}),
+        }
+        super().__init__(
+            environ,
+            subprotocols=[SUBPROTOCOL],
+            receive_bytes=1 << 16,
+            ping_interval=PING_SECONDS,
+            max_message_size=MESSAGE_LIMIT_BYTES,
+            thread_class=functools.partial(threading.Thread, name=name, daemon=True),
+        )
+        self.input_buffer = _Delivery(self._deliver)
+        self._started.set()
+
+    def _thread(self) -> None:
+        self._started.wait()
+        try:
+            super()._thread()
+        except (RemoteProtocolError, LocalProtocolError):
+            self._shared.close()
+        finally:
+            self.connected = False
+            self._on_end()
+
+    def _deliver(self, message: str | bytes) -> None:
+        self.pong_received = True  # a message proves life as well; after a wait the pong may be unread yet
+        self._on_message(message)
+
+    def send(self, data: str | bytes) -> None:
+        """Send one message, any thread. Blocks while the browser takes nothing. Raises OSError when it is gone."""
+        try:
+            with self._shared.lock:
+                super().send(data)
+        except (simple_websocket.ConnectionClosed, LocalProtocolError):
+            raise ConnectionError("the browser is gone") from None
+
+    def send_json(self, **values: object) -> None:
+        """Send a text message, to clients of ``jumpserver.v1`` only: the original's clients take none."""
+        if self.subprotocol == SUBPROTOCOL:
+            self.send(json.dumps(values))
+
+    def finish(self, code: int, reason: str) -> None:
+        """Send a close frame and wait a little for the answer, so that what was sent before arrives. Any thread."""
+        text = reason.encode()[:_CLOSE_REASON_BYTES].decode("utf-8", "ignore")
+        with contextlib.suppress(OSError, LocalProtocolError):
+            with self._shared.lock:
+                self.sock.send(self.ws.send(CloseConnection(code, text)))
+            self.thread.join(CLOSE_TIMEOUT_SECONDS)
+        self.abort()
+        self.thread.join()
+
+    def abort(self) -> None:
+        """Drop the connection, any thread: a blocked send raises, the thread ends."""
+        self._shared.close()
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+FIRST_SIZE_SECONDS = 1.0
+DEFAULT_SIZE = (80, 24)
+OPEN_TIMEOUT_SECONDS = 10.0
+INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
+
+
+class BrowserInput:
+    """What the browser sent and the pod has not taken yet, in order; and whether the browser wants a pause.
+
+    The browser's thread puts, the input thread gets, the output thread waits for the end of a pause.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()  # guards all below
+        self._items: collections.deque[bytes | tuple[int, int]] = collections.deque()
+        self._size: tuple[int, int] | None = None
+        self._bytes = 0
+        self._paused = False
+        self._closed = False
+
+    def put(self, item: bytes | tuple[int, int]) -> None:
+        """Add keys or a size. Blocks while there is too much; dropped when closed."""
+        with self._changed:
+            self._items.append(item)
+            if isinstance(item, bytes):
+                self._bytes += len(item)
+            else:
+                self._size = item
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or not self._full())
+
+    def get(self) -> bytes | tuple[int, int] | None:
+        """The next item. Blocks for it; None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or bool(self._items))
+            if self._closed:
+                return None
+            item = self._items.popleft()
+            if isinstance(item, bytes):
+                self._bytes -= len(item)
+            self._changed.notify_all()
+            return item
+
+    def first_size(self, timeout: float) -> tuple[int, int] | None:
+        """Take the first size that comes within ``timeout`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._size is not None, timeout)
+            if self._size is not None:
+                self._items.remove(self._size)
+            return self._size
+
+    def pause(self, paused: bool) -> None:
+        """The browser has as much output to draw as it wants, or can take more."""
+        with self._changed:
+            self._paused = paused
+            self._changed.notify_all()
+
+    def wait_while_paused(self) -> None:
+        """Block during a pause. A full input ends it: the pod may take no input until its output is read."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._paused or self._full())
+
+    def close(self) -> None:
+        """Wake every thread, for good."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _full(self) -> bool:
+        return self._bytes > INPUT_LIMIT_BYTES
+
+
+class Session:
+    """One terminal: owns the pod's side and the recording; the browser is attached to it.
+
+    ``validate`` and ``run`` belong to the connection's thread; ``stop`` and ``abort`` to any.
+    """
+
+    def __init__(self, config: Config, hooks: Hooks, remote_addr: str) -> None:
+        self.id = str(uuid.uuid4())
+        self._config = config
+        self._hooks = hooks
+        self._remote_addr = remote_addr
+        self._input = BrowserInput()
+        self._lock = threading.Lock()  # guards _end, _pod and _browser where threads other than the owner look
+        self._end: End | None = None
+        self._pod: PodExec | None = None
+        self._browser: BrowserSocket | None = None
+        self._recorder: Recorder | None = None
+        self._info: SessionInfo | None = None
+        self._bytes_out = 0
+        self._bytes_in = 0
+
+    # The connection's thread.
+
+    def validate(self, token: str) -> None:
+        """Ask the hook what the token stands for. Raises Refused."""
+        try:
+            if not token:
+                raise Denied("there is no ssh_token; open the terminal from the platform")
+            self._auth = self._hooks.validate_ssh_token(token)
+        except Exception as exc:
+            raise Refused(hook_failure(exc, "validate_ssh_token", self.id, token)) from None
+
+    def run(self, open_browser: Callable[[Session], BrowserSocket], size: tuple[int, int] | None) -> None:
+        """Live the whole session; returns when nothing of it is left."""
+        try:
+            browser = open_browser(self)
+            with self._lock:
+                self._browser = browser
+            size = size or self._input.first_size(FIRST_SIZE_SECONDS) or DEFAULT_SIZE
+            recorder = self._start_recording(*size)
+            self._login(recorder)
+            pod = self._open_pod(*size)
+            self._relay_output(pod, recorder, browser)
+        except OSError:
+            self.stop(BROWSER_LEFT)
+        except RecordError as exc:
+            self._recording_failed(exc)
+        except Refused as exc:
+            self.stop(exc.end)
+        except ExecError as exc:
+            self.stop(End(str(exc), CLUSTER))
+        except Exception:
+            self._fault()
+        finally:
+            self._finish()
+
+    def _start_recording(self, cols: int, rows: int) -> Recorder:
+        auth = self._auth
+        path = recording_path(self._config.record_path.absolute(), self.id)
+        title = printable(f"{auth.user}@{auth.namespace}/{auth.pod_name}/{auth.container_name}".rstrip("/"))
+        self._recorder = Recorder(path, cols, rows, title=title)
+        return self._recorder
+
+    def _login(self, recorder: Recorder) -> None:
+        self._info = SessionInfo(self.id, str(recorder.path), self._auth, self._remote_addr, time.time())
+        log_event("login", **self._log_fields(), remote=self._remote_addr, file=self._info.filename)
+        try:
+            self._hooks.on_login(self._info)
+        except Exception as exc:
+            raise Refused(hook_failure(exc, "on_login", self.id)) from None
+
+    def _open_pod(self, cols: int, rows: int) -> PodExec:
+        auth = self._auth
+        pod = PodExec.open(
+            load_kubeconfig(auth.cluster_cfg),
+            auth.namespace,
+            auth.pod_name,
+            auth.container_name,
+            auth.command or SHELL,
+            timeout=OPEN_TIMEOUT_SECONDS,
+        )
+        with self._lock:
+            self._pod = pod
+            stopped = self._end is not None
+        if stopped:  # while the pod was being opened, when stop() could not reach it
+            pod.abort()
+        else:
+            pod.resize(cols, rows)  # before the first prompt: until then the terminal has no size
+        return pod
+
+    def _relay_output(self, pod: PodExec, recorder: Recorder, browser: BrowserSocket) -> None:
+        auth = self._auth
+        browser.send_json(
+            type="session",
+            id=self.id,
+            namespace=auth.namespace,
+            pod=auth.pod_name,
+            container=auth.container_name,
+            user=auth.user,
+            message="",
+        )
+        thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=f"{self.id}-input", daemon=True)
+        thread.start()
+        try:
+            while True:
+                output = pod.read()
+                if not output:
+                    break
+                self._bytes_out += len(output)
+                recorder.output(output)
+                browser.send(output)
+                self._input.wait_while_paused()
+            if pod.exit is not None:
+                self.stop(_exit_end(pod.exit.code, pod.exit.message))
+        finally:
+            self._input.close()
+            pod.abort()
+            thread.join()
+
+    def _finish(self) -> None:
+        """Tell the browser, free everything, and say goodbye to the hook. Every step is tried."""
+        end = self.stop(SERVER_FAULT)
+        self._say_goodbye(end)
+        if self._pod is not None:
+            self._pod.close()
+        digest = ""
+        if self._recorder is not None:
+            try:
+                digest = self._recorder.close()
+            except RecordError as exc:
+                log_event("error", session=self.id, error=exc)
+        if self._info is not None:
+            self._logout(self._info, end, digest)
+
+    def _say_goodbye(self, end: End) -> None:
+        notice = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode()
+        with contextlib.suppress(RecordError):
+            if end.notice and self._recorder is not None:
+                self._recorder.output(notice)
+        if self._browser is None:
+            return
+        with contextlib.suppress(OSError):
+            if end.notice:
+                self._browser.send(notice)
+            self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code)
+        self._browser.finish(end.close_code, end.reason)
+
+    def _logout(self, info: SessionInfo, end: End, digest: str) -> None:
+        info = dataclasses.replace(
+            info,
+            logout_at=time.time(),
+            reason=end.reason,
+            exit_code=end.exit_code,
+            bytes_out=self._bytes_out,
+            bytes_in=self._bytes_in,
+            sha256=digest,
+        )
+        log_event(
+            "logout",
+            **self._log_fields(),
+            seconds=time.time() - info.login_at,
+            bytes_out=info.bytes_out,
+            bytes_in=info.bytes_in,
+            exit=info.exit_code,
+            reason=info.reason,
+        )
+        try:
+            self._hooks.on_logout(info)
+        except Exception as exc:
+            hook_failure(exc, "on_logout", self.id)
+
+    def _log_fields(self) -> dict[str, object]:
+        auth = self._auth
+        pod = f"{auth.namespace}/{auth.pod_name}/{auth.container_name}".rstrip("/")
+        return {"session": self.id, "user": auth.user, "pod": pod}
+
+    # The input thread.
+
+    def _relay_input(self, pod: PodExec, recorder: Recorder) -> None:
+        try:
+            while True:
+                item = self._input.get()
+                if item is None:
+                    return
+                if isinstance(item, bytes):
+                    self._bytes_in += len(item)
+                    pod.write(item)
+                else:
+                    recorder.resize(*item)
+                    pod.resize(*item)
+        except PodLost:
+            pass  # the output thread meets the same end, and may have an exit status for it
+        except RecordError as exc:
+            self._recording_failed(exc)
+        except Exception:
+            self._fault()
+
+    # The browser's thread.
+
+    def on_message(self, message: str | bytes) -> None:
+        """Take one message of the browser. Blocks while the pod takes no input."""
+        try:
+            item = parse_message(message)
+        except ValueError:
+            self.stop(NOT_UNDERSTOOD)
+            return
+        if isinstance(item, bool):
+            self._input.pause(item)
+        elif item:
+            self._input.put(item)
+
+    def on_browser_end(self) -> None:
+        """The browser's connection has ended."""
+        self.stop(BROWSER_LEFT)
+
+    # Any thread.
+
+    def stop(self, end: End) -> End:
+        """End the session; the first reason wins and is returned. Does not wait.
+
+        Wakes: the output thread in ``pod.read`` and the input thread in ``pod.write`` (the pod's connection is
+        dropped); waits for input, for room and for the end of a pause (BrowserInput.close). Not woken, but limited:
+        opening the pod (10 s), hooks (5 s a call to the platform), sending to the browser (30 s; abort() wakes it).
+        """
+        with self._lock:
+            if self._end is not None:
+                return self._end
+            self._end = end
+            pod = self._pod
+        self._input.close()
+        if pod is not None:
+            pod.abort()
+        return end
+
+    def abort(self) -> None:
+        """Drop the browser's connection: wakes a send to a browser that takes nothing."""
+        with self._lock:
+            browser = self._browser
+        if browser is not None:
+            browser.abort()
+
+    def _recording_failed(self, exc: RecordError) -> None:
+        log_event("error", session=self.id, error=exc)
+        self.stop(RECORDING_FAILED)
+
+    def _fault(self) -> None:
+        log.error("error session=%s\n%s", self.id, traceback.format_exc())
+        self.stop(SERVER_FAULT)
+
+
+def _exit_end(code: int | None, message: str) -> End:
+    if code is None:
+        return End(message, CLUSTER)
+    return End(
+        "the shell has ended" if code == 0 else f"the shell has ended with exit code {code}", NORMAL, code, False
+    )
+
+
+def parse_message(message: str | bytes) -> bytes | tuple[int, int] | bool | None:
+    """A browser's message: keys, a size as (columns, rows), a pause as bool; None for what can be ignored.
+
+    Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
+    """
+    try:
+        values = json.loads(message)
+        kind = values["type"]
+        if kind == "input":
+            return str(values["input"]).encode("utf-8", "replace")
+        if kind == "resize":
+            encode_resize(values["cols"], values["rows"])
+            return (values["cols"], values["rows"])
+        if kind == "flow":
+            return values["paused"] is True
+        return None
+    except (KeyError, TypeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise ValueError("not a message of this protocol") from exc
+    except ValueError:
+        return None
+
+
+def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
+    """What the user is told when a hook raised; anything but Denied is logged with its traceback."""
+    if isinstance(exc, Denied):
+        return End(str(exc), DENIED)
+    trace = traceback.format_exc()
+    log.error("error session=%s hook=%s\n%s", session_id, hook, trace.replace(token, "[token]") if token else trace)
+    return HOOK_FAILED
+
+
+class SessionRegistry:
+    """The sessions that are open. Any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = threading.Condition()  # guards all below; no hook and no I/O under it
+        self._sessions: set[Session] = set()
+        self._closing = False
+
+    @contextlib.contextmanager
+    def hold(self, session: Session) -> Iterator[None]:
+        """Count the session while the block runs. Raises Refused when there is no room."""
+        with self._changed:
+            if self._closing:
+                raise Refused(SHUTTING_DOWN)
+            if len(self._sessions) >= self._limit:
+                raise Refused(SERVER_FULL)
+            self._sessions.add(session)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sessions.discard(session)
+                self._changed.notify_all()
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._sessions)
+
+    def close(self, end: End) -> None:
+        """Take no more, and stop those that are open. Does not wait."""
+        with self._changed:
+            self._closing = True
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.stop(end)
+
+    def abort(self) -> None:
+        """Drop the browsers of those that are still open."""
+        with self._changed:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.abort()
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Block until the last one has ended, or ``timeout`` seconds. Returns whether all have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._sessions, timeout)
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file that is served as it is; read once, so that it may also lie inside a zip."""
+
+    data: bytes = field(repr=False)
+    content_type: str
+
+    @functools.cached_property
+    def etag(self) -> str:
+        return f'"{hashlib.sha256(self.data).hexdigest()[:32]}"'
+
+    @functools.cached_property
+    def gzipped(self) -> bytes:
+        return gzip.compress(self.data, 6, mtime=0)
+
+
+# URL path -> file below static/. What is not listed does not exist.
+ASSETS = {
+    "/": "index.html",
+    **{
+        f"/{name}": name
+        for name in (
+            "index.html",
+            "player.html",
+            "style.css",
+            "terminal.js",
+            "player.js",
+            "node_modules/@xterm/xterm/css/xterm.css",
+            "node_modules/@xterm/xterm/lib/xterm.mjs",
+            "node_modules/@xterm/addon-clipboard/lib/addon-clipboard.mjs",
+            "node_modules/@xterm/addon-fit/lib/addon-fit.mjs",
+            "node_modules/@xterm/addon-search/lib/addon-search.mjs",
+            "node_modules/@xterm/addon-unicode-graphemes/lib/addon-unicode-graphemes.mjs",
+            "node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs",
+            "node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs",
+            "node_modules/asciinema-player/dist/bundle/asciinema-player.css",
+            "node_modules/asciinema-player/dist/bundle/asciinema-player.min.js",
+        )
+    },
+}
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+}
+NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
+
+
+class _Loader(Protocol):
+    def get_data(self, path: str) -> bytes: ...
+
+
+def load_assets() -> dict[str, Asset]:
+    """Read the pages through this module's loader, which works inside a zip too. Missing ones are left out."""
+    loader: _Loader = globals()["__loader__"]
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
+    assets: dict[str, Asset] = {}
+    for route, name in ASSETS.items():
+        with contextlib.suppress(OSError):
+            assets[route] = Asset(loader.get_data(os.path.join(folder, name)), _CONTENT_TYPES[Path(name).suffix])
+    return assets
+
+
+# -- HTTP -------------------------------------------------------------------------------------------------------------
+
+HEAD_SECONDS = 10.0  # for a request's line and headers to arrive
+_CHUNK_BYTES = 1 << 17
+_SPARE_CONNECTIONS = 200  # beside those of terminals: pages, downloads
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "font-src 'self' data:; img-src 'self' data: blob:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors "
+)
+
+
+class _HeadReader(socket.SocketIO):
+    """Reads a request's head with one time limit for all of it, however slowly its bytes trickle in."""
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        super().__init__(sock, "r")
+        self._socket = sock
+        self._deadline = time.monotonic() + seconds
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the request took too long")
+        self._socket.settimeout(remaining)
+        return super().readinto(buffer)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one request on its connection's own thread, then closes the connection."""
+
+    ROUTES: ClassVar[Mapping[str, str]] = {"/ssh": "_ssh", "/records/play": "_play"}
+
+    server: JumpServer
+    protocol_version = "HTTP/1.1"
+    server_version = "jumpserver"
+    sys_version = ""
+
+    def setup(self) -> None:
+        self.connection = self.request
+        # Unbuffered: what follows a WebSocket handshake must not be swallowed by a read-ahead.
+        self.rfile = _HeadReader(self.connection, HEAD_SECONDS)  # type: ignore[assignment]
+        self.wfile = socketserver._SocketWriter(self.connection)  # type: ignore[attr-defined]
+
+    def do_GET(self) -> None:
+        self.close_connection = True
+        self.connection.settimeout(SEND_TIMEOUT_SECONDS)
+        url = urllib.parse.urlsplit(self.path)
+        try:
+            query = dict(urllib.parse.parse_qsl(url.query, max_num_fields=20))
+        except ValueError:
+            self._answer(400, "too many parameters")
+            return
+        if url.path in self.ROUTES:
+            getattr(self, self.ROUTES[url.path])(query)
+        else:
+            self._asset(url.path)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: http.server's lines hold the query, and so the token."""
+
+    def _asset(self, path: str) -> None:
+        asset = self.server.assets.get(path)
+        if asset is None:
+            self._answer(404, NO_PAGE if path in ASSETS else "not found")
+            return
+        if self.headers.get("If-None-Match") == asset.etag:
+            self._head(304, {"ETag": asset.etag, "Content-Length": "0"})
+            return
+        headers = {"Content-Type": asset.content_type, "ETag": asset.etag, "Cache-Control": "no-cache"}
+        body = asset.data
+        if self._accepts_gzip():
+            body = asset.gzipped
+            headers["Content-Encoding"] = "gzip"
+        self._head(200, {**headers, "Vary": "Accept-Encoding", "Content-Length": str(len(body))})
+        self._body(body)
+
+    def _answer(self, status: int, text: str) -> None:
+        """A short answer in words."""
+        body = f"{text}\n".encode()
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+        self._head(status, {**headers, "Content-Length": str(len(body))})
+        self._body(body)
+
+    def _head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**self.server.security_headers, **headers, "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _body(self, body: bytes) -> None:
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _accepts_gzip(self) -> bool:
+        codings = self.headers.get("Accept-Encoding", "").lower().split(",")
+        return any(re.fullmatch(r"\s*gzip\s*(;\s*q=(1(\.0*)?|0?\.\d*[1-9]\d*))?\s*", coding) for coding in codings)
+
+    def _remote_addr(self) -> str:
+        """The browser's address: the peer, or what a trusted proxy says was its own peer."""
+        peer = str(self.client_address[0])
+        forwarded = self.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        return printable(forwarded) if forwarded and peer in self.server.config.Server.trusted_proxies else peer
+
+    # /ssh
+
+    def _ssh(self, query: Mapping[str, str]) -> None:
+        if not self._is_upgrade():
+            self._answer(400, "this address is for WebSockets")
+            return
+        session = Session(self.server.config, self.server.hooks, self._remote_addr())
+        threading.current_thread().name = f"{session.id}-output"
+        try:
+            self._check_origin()
+            with self.server.sessions.hold(session):
+                session.validate(query.get("ssh_token", ""))
+                session.run(self._open_browser, _query_size(query))
+        except Refused as exc:
+            self._refuse(session, exc.end)
+
+    def _is_upgrade(self) -> bool:
+        """Whether this is a WebSocket handshake (RFC 6455, section 4.2.1)."""
+        if self.command != "GET" or self.headers.get("Sec-WebSocket-Version") != "13":
+            return False
+        connection = self.headers.get("Connection", "").lower().split(",")
+        upgrade = self.headers.get("Upgrade", "").lower().strip()
+        try:
+            key = base64.b64decode(self.headers.get("Sec-WebSocket-Key", ""), validate=True)
+        except ValueError:
+            return False
+        return "upgrade" in [word.strip() for word in connection] and upgrade == "websocket" and len(key) == 16
+
+    def _check_origin(self) -> None:
+        allowed = self.server.config.Server.allowed_origins
+        if allowed and self.headers.get("Origin") not in allowed:
+            raise Refused(End("this page may not open a terminal here (see allowed_origins)", DENIED))
+
+    def _open_browser(self, session: Session) -> BrowserSocket:
+        offered = [name.strip() for name in self.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        return BrowserSocket(
+            self.connection,
+            key=self.headers["Sec-WebSocket-Key"],
+            subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else "",
+            name=f"{session.id}-browser",
+            on_message=session.on_message,
+            on_end=session.on_browser_end,
+        )
+
+    def _refuse(self, session: Session, end: End) -> None:
+        log_event("refusal", session=session.id, remote=self._remote_addr(), reason=end.reason)
+        if SUBPROTOCOL not in self.headers.get("Sec-WebSocket-Protocol", ""):
+            self._answer(_HTTP_STATUS[end.close_code], end.reason)
+            return
+        with contextlib.suppress(OSError):
+            browser = self._open_browser(session)
+            browser.send_json(type="end", reason=end.reason, exit_code=None)
+            browser.finish(end.close_code, end.reason)
+
+    # /records/play
+
+    def _play(self, query: Mapping[str, str]) -> None:
+        filename = query.get("filename", "")
+        if not self.server.config.Record.public and not self._authorized("play", filename, query):
+            return
+        try:
+            path = find_recording(self.server.config.record_path, filename)
+            file = path.open("rb")
+        except (RecordError, OSError):
+            self._answer(404, "not found")
+            return
+        with file:
+            self._send_recording(file)
+
+    def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> bool:
+        """Ask the hook; answer the request when it says no."""
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
+        if not token:
+            self._answer(401, "a token is needed: open the recording from the platform")
+            return False
+        try:
+            user = self.server.hooks.authorize(token, action, filename)
+        except Exception as exc:
+            end = hook_failure(exc, "authorize", "-", token)
+            log_event("refusal", action=action, file=filename, remote=self._remote_addr(), reason=end.reason)
+            self._answer(_HTTP_STATUS[end.close_code], end.reason)
+            return False
+        log_event(action, user=user, file=filename, remote=self._remote_addr())
+        return True
+
+    def _send_recording(self, file: BinaryIO) -> None:
+        size = playable_size(file)
+        modified = email.utils.formatdate(os.fstat(file.fileno()).st_mtime, usegmt=True)
+        headers = {
+            "Content-Type": "application/x-asciicast",
+            "Last-Modified": modified,
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept-Encoding",
+        }
+        wanted = self.headers.get("Range", "")
+        if self.headers.get("If-Range", modified) != modified:
+            wanted = ""
+        try:
+            part = parse_range(wanted, size)
+        except ValueError:
+            self._head(416, {**headers, "Content-Range": f"bytes */{size}", "Content-Length": "0"})
+            return
+        if part is not None:
+            start, end = part
+            content_range = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+            self._send_part(206, {**headers, **content_range}, file, start, end)
+        elif self._accepts_gzip() and self.request_version == "HTTP/1.1":
+            self._send_gzipped(headers, file, size)
+        else:
+            self._send_part(200, headers, file, 0, size)
+
+    def _send_part(self, status: int, headers: Mapping[str, str], file: BinaryIO, start: int, end: int) -> None:
+        self._head(status, {**headers, "Content-Length": str(end - start)})
+        if self.command != "HEAD" and end > start:
+            self.connection.sendfile(file, start, end - start)
+
+    def _send_gzipped(self, headers: Mapping[str, str], file: BinaryIO, size: int) -> None:
+        """Compress while sending, in chunks (RFC 9112, section 7.1): memory does not grow with the file."""
+        self._head(200, {**headers, "Content-Encoding": "gzip", "Transfer-Encoding": "chunked"})
+        if self.command == "HEAD":
+            return
+        packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+        file.seek(0)
+        while size > 0:
+            block = file.read(min(_CHUNK_BYTES, size))
+            size = size - len(block) if block else 0
+            self._send_chunk(packer.compress(block))
+        self._send_chunk(packer.flush())
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _send_chunk(self, data: bytes) -> None:
+        if data:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _query_size(query: Mapping[str, str]) -> tuple[int, int] | None:
+    try:
+        size = (int(query["cols"]), int(query["rows"]))
+        encode_resize(*size)
+        return size
+    except (KeyError, ValueError):
+        return None
+
+
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """One byte range (RFC 9110, section 14.1.2) as (start, end), or None when the whole is to be sent.
+
+    Raises ValueError when no byte of it exists. Several ranges are answered with the whole.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    if not match or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        start, end = max(0, size - int(match[2])), size
+    else:
+        start, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
+        if match[2] and int(match[2]) < start:
+            return None
+    if start >= end:
+        raise ValueError("no such bytes")
+    return start, end
+
+
+class JumpServer(http.server.ThreadingHTTPServer):
+    """The listening server. ``stop`` ends everything that it has started."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, config: Config, hooks: Hooks) -> None:
+        """Bind the address. Raises OSError."""
+        self.config = config
+        self.hooks = hooks
+        self.sessions = SessionRegistry(config.Server.max_sessions)
+        self.assets = load_assets()
+        self.security_headers = {
+            "Content-Security-Policy": _CONTENT_SECURITY_POLICY + (" ".join(config.Server.frame_ancestors) or "'none'"),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        self._changed = threading.Condition()  # guards _connections
+        self._connections: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self.serve_forever, name="listener")
+        if ":" in config.address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(config.address, Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would look the host's name up, which can hang on a broken DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            full = len(self._connections) >= self.config.Server.max_sessions + _SPARE_CONNECTIONS
+            if not full:
+                self._connections.add(request)
+        if full:
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            super().shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._changed:
+            self._connections.discard(request)
+            self._changed.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that went away in the middle of an answer is no event.
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.error("error remote=%s\n%s", client_address[0], traceback.format_exc())
+
+    def start(self) -> None:
+        """Open the ledger, mend what a crash left, and serve on a thread of its own."""
+        for filename in self.hooks.open():
+            mend_recording(Path(filename))
+        self._thread.start()
+        host, port = self.server_address[:2]
+        log_event("start", version=__version__, listen=f"{host!s}:{port}", records=self.config.record_path)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """End all sessions with a word in their terminals, then everything else. Blocks for 2 x ``grace`` at most."""
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+        self.sessions.close(SHUTTING_DOWN)
+        if not self.sessions.wait_empty(grace):
+            self.sessions.abort()
+            self.sessions.wait_empty(grace)
+        self._drop_connections()
+        self.server_close()
+        self.hooks.close()
+        log_event("stop")
+
+    def _drop_connections(self) -> None:
+        with self._changed:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._changed.wait_for(lambda: not self._connections, timeout=1.0)
+
+
+def mend_recording(path: Path) -> None:
+    """Cut the torn last line of a recording that a crash cut off."""
+    try:
+        log_event("mended", file=path, bytes_cut=repair(path))
+    except RecordError as exc:
+        log_event("error", error=exc)
+
+
+# -- the program ------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or Ctrl-C. Returns the exit status: 0, or 2 for what the operator must mend first."""
+    parser = argparse.ArgumentParser(prog="jumpserver", description="Opens recorded terminals in Kubernetes pods.")
+    parser.add_argument("-jumpserver", "--jumpserver", metavar="FILE", type=Path, default=Path("jumpserver.toml"))
+    parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
+    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        config = load_config(options.jumpserver)
+        hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
+        check_record_path(config, options.jumpserver)
+        if options.check:
+            print(f"{options.jumpserver}: good")
+            return 0
+        return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
+    except (ConfigError, HookError) as exc:
+        print(f"jumpserver: {exc}", file=sys.stderr)
+        return 2
+
+
+def serve(config: Config, hooks: Hooks, file: Path) -> int:
+    """Serve until a signal comes. Raises ConfigError when it cannot begin."""
+    try:
+        server = JumpServer(config, hooks)
+    except OSError as exc:
+        raise ConfigError(f"{file}: listen in [Server]: {config.Server.listen}: {exc.strerror}") from exc
+    stopping = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.start()
+        stopping.wait()
+    finally:
+        for number, handler in handlers.items():  # a second signal ends the process at once
+            signal.signal(number, handler)
+        server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+// The terminal page: one WebSocket to /ssh, shown by xterm.js. It knows nothing of pods beyond what the server says.
+// Tests and user scripts find the xterm.js instance at document.querySelector("#terminal").terminal.
+
+import { Terminal } from "./node_modules/@xterm/xterm/lib/xterm.mjs";
+import { ClipboardAddon } from "./node_modules/@xterm/addon-clipboard/lib/addon-clipboard.mjs";
+import { FitAddon } from "./node_modules/@xterm/addon-fit/lib/addon-fit.mjs";
+import { SearchAddon } from "./node_modules/@xterm/addon-search/lib/addon-search.mjs";
+import { UnicodeGraphemesAddon } from "./node_modules/@xterm/addon-unicode-graphemes/lib/addon-unicode-graphemes.mjs";
+import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs";
+import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
+
+const SUBPROTOCOL = "jumpserver.v1";
+const CLOSE_DENIED = 4403;
+const INPUT_CHUNK_CHARS = 4096; // at most 12 KiB of UTF-8, so that a message with its JSON stays below 16 KiB
+const SOCKET_BUFFER_BYTES = 64 * 1024; // input waits here in the page while the socket holds more than this
+const OUTPUT_HIGH_BYTES = 512 * 1024; // output not drawn yet at which the server is asked to pause
+const OUTPUT_LOW_BYTES = 128 * 1024; // and at which it may go on
+const INPUT_RETRY_MS = 20;
+const RESIZE_DELAY_MS = 100;
+const TOAST_MS = 2500;
+const FONT_SIZE_KEY = "jumpserver.fontSize";
+const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
+// Leaves the alternate screen, mouse and paste modes of a shell that is gone, but keeps what it printed. The cursor
+// is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
+const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
+const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
+
+const THEME = {
+  background: "#0b0e14", foreground: "#d7dde8", cursor: "#6cb6ff", cursorAccent: "#0b0e14",
+  selectionBackground: "#2f4d75", selectionInactiveBackground: "#2a3648",
+  black: "#1c222d", red: "#f47c7c", green: "#6fcf97", yellow: "#e8c170",
+  blue: "#6cb6ff", magenta: "#cf9cf2", cyan: "#67d4d4", white: "#c5ccd8",
+  brightBlack: "#7d889b", brightRed: "#ff9e9e", brightGreen: "#93e5b3", brightYellow: "#f5d896",
+  brightBlue: "#97ccff", brightMagenta: "#e0bbfa", brightCyan: "#94e8e8", brightWhite: "#f4f6fa",
+};
+const SEARCH_OPTIONS = {
+  decorations: {
+    matchBackground: "#5a4a1e", matchOverviewRuler: "#e8c170",
+    activeMatchBackground: "#a8741a", activeMatchBorder: "#ffd27d", activeMatchColorOverviewRuler: "#ffd27d",
+  },
+};
+
+const el = (id) => document.getElementById(id);
+
+const state = {
+  token: "",
+  socket: null,
+  phase: "idle", // idle, connecting, connected, ended, refused, lost
+  end: null, // the server's last words: {reason, exit_code}
+  sentSize: "",
+  outbox: [], // input not handed to the socket yet
+  outboxTimer: 0,
+  undrawnBytes: 0,
+  paused: false,
+  ctrlHeld: false,
+  resizeTimer: 0,
+  toastTimer: 0,
+};
+
+const term = new Terminal({
+  allowProposedApi: true, // search decorations and the grapheme widths need it
+  cursorBlink: true,
+  fontFamily: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace',
+  fontSize: storedFontSize(),
+  macOptionIsMeta: true,
+  scrollback: 10000,
+  theme: THEME,
+});
+const fit = new FitAddon();
+const search = new SearchAddon();
+
+// ---- Connection ----
+
+function connect() {
+  disconnect();
+  fit.fit();
+  Object.assign(state, { end: null, outbox: [], undrawnBytes: 0, paused: false, sentSize: sizeText() });
+  const socket = new WebSocket(sshUrl(), [SUBPROTOCOL]);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = (event) => {
+    if (typeof event.data === "string") onText(event.data);
+    else onOutput(socket, new Uint8Array(event.data));
+  };
+  socket.onclose = onClose;
+  state.socket = socket;
+  setPhase("connecting", "Connecting");
+  term.focus();
+}
+
+function disconnect() {
+  const socket = state.socket;
+  if (!socket) return;
+  socket.onmessage = null;
+  socket.onclose = null;
+  socket.close();
+  state.socket = null;
+  term.write(SOFT_RESET);
+}
+
+function sshUrl() {
+  const url = new URL("ssh", location.href);
+  url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  url.search = new URLSearchParams({ ssh_token: state.token, cols: term.cols, rows: term.rows }).toString();
+  url.hash = "";
+  return url.href;
+}
+
+function onText(text) {
+  let message;
+  try {
+    message = JSON.parse(text);
+  } catch {
+    return;
+  }
+  if (message?.type === "session") onSession(message);
+  else if (message?.type === "end") state.end = message;
+}
+
+function onSession(session) {
+  const target = [session.pod, session.container].filter(Boolean).join(" / ");
+  el("target").textContent = target || "Terminal";
+  el("target").title = [session.namespace, target].filter(Boolean).join(" / ");
+  document.title = `${session.pod || "Pod"} \u2013 Terminal`;
+  document.body.classList.remove("fresh"); // there is output to look back at from now on
+  setPhase("connected", session.user ? `Connected as ${session.user}` : "Connected");
+  if (session.message) showMessage(session.message);
+  sendSize();
+}
+
+function onOutput(socket, bytes) {
+  state.undrawnBytes += bytes.length;
+  term.write(bytes, () => {
+    if (socket !== state.socket) return; // an earlier connection's output
+    state.undrawnBytes -= bytes.length;
+    if (state.paused && state.undrawnBytes <= OUTPUT_LOW_BYTES) setPaused(false);
+  });
+  if (!state.paused && state.undrawnBytes >= OUTPUT_HIGH_BYTES) setPaused(true);
+}
+
+function setPaused(paused) {
+  state.paused = paused;
+  send({ type: "flow", paused });
+}
+
+function onClose(event) {
+  const opened = state.phase === "connected";
+  const reason = state.end?.reason || event.reason;
+  if (state.end && opened) {
+    const code = state.end.exit_code;
+    const exit = Number.isInteger(code) ? `Exit code ${code}.` : "";
+    finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), "");
+  } else if (!opened && (state.end || event.code >= 4000)) {
+    const hint = event.code === CLOSE_DENIED ? "Open the terminal again from your platform." : "";
+    finish("refused", "Terminal not opened", sentence(reason), hint);
+  } else {
+    const text = reason ? sentence(reason) : opened ? "The server can no longer be reached." : "The server could not be reached.";
+    const hint = "If your link opens only one terminal, open it again from your platform.";
+    finish("lost", "Connection lost", text, opened ? hint : "");
+  }
+}
+
+function finish(phase, title, text, hint) {
+  setPhase(phase, title);
+  el("notice-title").textContent = title;
+  el("notice-text").textContent = text;
+  el("notice-hint").textContent = hint;
+  el("reconnect").textContent = phase === "refused" ? "Try again" : "Reconnect";
+  el("reconnect").focus();
+}
+
+function sentence(reason) {
+  const text = (reason || "The server gave no reason").trim();
+  const end = /[.!?\u3002]$/.test(text) ? "" : ".";
+  return text[0].toUpperCase() + text.slice(1) + end;
+}
+
+function setPhase(phase, words) {
+  state.phase = phase;
+  document.body.dataset.phase = phase;
+  el("status").textContent = words;
+  el("token-form").hidden = phase !== "idle";
+  el("notice").hidden = !["ended", "refused", "lost"].includes(phase);
+  term.options.disableStdin = phase !== "connected";
+  term.options.cursorBlink = phase === "connected";
+  const warn = phase === "connected" && window.self === window.top;
+  window.onbeforeunload = warn ? (event) => event.preventDefault() : null;
+}
+
+// ---- Up: size and input ----
+
+function send(message) {
+  if (state.socket?.readyState === WebSocket.OPEN) state.socket.send(JSON.stringify(message));
+}
+
+function sizeText() {
+  return `${term.cols}x${term.rows}`;
+}
+
+function sendSize() {
+  if (state.phase !== "connected" || state.sentSize === sizeText()) return;
+  state.sentSize = sizeText();
+  send({ type: "resize", rows: term.rows, cols: term.cols });
+}
+
+function scheduleFit() {
+  clearTimeout(state.resizeTimer);
+  state.resizeTimer = setTimeout(() => fit.fit(), RESIZE_DELAY_MS);
+}
+
+function sendInput(text) {
+  if (state.phase !== "connected") return;
+  for (let start = 0; start < text.length; ) {
+    const end = chunkEnd(text, start);
+    state.outbox.push(text.slice(start, end));
+    start = end;
+  }
+  flushInput();
+}
+
+function chunkEnd(text, start) {
+  const end = Math.min(start + INPUT_CHUNK_CHARS, text.length);
+  const splitsPair = end < text.length && /[\ud800-\udbff]/.test(text[end - 1]);
+  return splitsPair ? end - 1 : end;
+}
+
+function flushInput() {
+  clearTimeout(state.outboxTimer);
+  while (state.outbox.length && state.socket.bufferedAmount < SOCKET_BUFFER_BYTES) {
+    send({ type: "input", input: state.outbox.shift() });
+  }
+  if (state.outbox.length) state.outboxTimer = setTimeout(flushInput, INPUT_RETRY_MS);
+}
+
+function onData(data) {
+  const code = data.toUpperCase().charCodeAt(0);
+  if (state.ctrlHeld && data.length === 1) {
+    holdCtrl(false);
+    sendInput(code >= 0x40 && code <= 0x5f ? String.fromCharCode(code & 0x1f) : code === 0x20 ? "\0" : data);
+  } else {
+    sendInput(data);
+  }
+}
+
+function holdCtrl(held) {
+  state.ctrlHeld = held;
+  el("ctrl").setAttribute("aria-pressed", String(held));
+}
+
+function pressKey(key) {
+  const arrow = ARROWS[key];
+  if (key === "Escape") term.input("\x1b");
+  else if (key === "Tab") term.input("\t");
+  else if (state.ctrlHeld) term.input(`\x1b[1;5${arrow}`);
+  else term.input((term.modes.applicationCursorKeysMode ? "\x1bO" : "\x1b[") + arrow);
+  holdCtrl(false);
+}
+
+// ---- Clipboard ----
+
+function paste(text) {
+  // A paste must not be able to end its own brackets and so run what follows.
+  term.paste(text.replace(/\x1b\[20[01]~/g, ""));
+}
+
+async function pasteFromClipboard() {
+  try {
+    paste(await navigator.clipboard.readText());
+    term.focus();
+  } catch {
+    el("paste-text").value = "";
+    el("paste-dialog").showModal();
+  }
+}
+
+function sendPasteDialog() {
+  el("paste-dialog").close();
+  paste(el("paste-text").value);
+  term.focus();
+}
+
+async function copySelection() {
+  const text = term.getSelection();
+  const copied = text !== "" && (await copyText(text));
+  toast(copied ? "Copied" : text ? "The browser did not allow copying" : "Select some text first");
+  term.focus();
+}
+
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copyByCommand(text); // plain http and some iframes have no clipboard API
+  }
+}
+
+function copyByCommand(text) {
+  const fill = (event) => {
+    event.clipboardData.setData("text/plain", text);
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  document.addEventListener("copy", fill, { capture: true, once: true });
+  const copied = document.execCommand("copy");
+  document.removeEventListener("copy", fill, { capture: true });
+  return copied;
+}
+
+const osc52 = {
+  readText: () => "", // a program in the pod may fill the clipboard, never read it
+  writeText: (_selection, text) => {
+    copyText(text).then((copied) => copied && toast("The program copied text to your clipboard"));
+  },
+};
+
+// ---- Search, font size, words ----
+
+function openSearch() {
+  el("search").hidden = false;
+  el("find").setAttribute("aria-expanded", "true");
+  if (term.hasSelection()) el("search-text").value = term.getSelection().split("\n")[0];
+  el("search-text").select();
+  find(false);
+}
+
+function closeSearch() {
+  el("search").hidden = true;
+  el("find").setAttribute("aria-expanded", "false");
+  search.clearDecorations();
+  term.focus();
+}
+
+function find(back) {
+  const text = el("search-text").value;
+  if (!text) {
+    search.clearDecorations();
+    el("search-count").textContent = "";
+  } else if (back) search.findPrevious(text, SEARCH_OPTIONS);
+  else search.findNext(text, SEARCH_OPTIONS);
+}
+
+function showCount({ resultIndex, resultCount }) {
+  const count = resultCount === 0 ? "No matches" : resultIndex < 0 ? `${resultCount}` : `${resultIndex + 1} of ${resultCount}`;
+  el("search-count").textContent = el("search-text").value ? count : "";
+}
+
+function storedFontSize() {
+  try {
+    return clampFontSize(Number(localStorage.getItem(FONT_SIZE_KEY)) || FONT_SIZE.usual);
+  } catch {
+    return FONT_SIZE.usual; // an iframe may have no storage
+  }
+}
+
+function clampFontSize(size) {
+  return Math.min(FONT_SIZE.largest, Math.max(FONT_SIZE.smallest, size));
+}
+
+function changeFontSize(step) {
+  term.options.fontSize = clampFontSize(term.options.fontSize + step);
+  try {
+    localStorage.setItem(FONT_SIZE_KEY, String(term.options.fontSize));
+  } catch {
+    // Not kept, then.
+  }
+  fit.fit();
+  term.focus();
+}
+
+function showMessage(text) {
+  el("message-text").textContent = text;
+  el("message").hidden = !text;
+}
+
+function toast(text) {
+  clearTimeout(state.toastTimer);
+  el("toast").textContent = text;
+  el("toast").hidden = false;
+  state.toastTimer = setTimeout(() => (el("toast").hidden = true), TOAST_MS);
+}
+
+// ---- Start ----
+
+function openTerminal() {
+  for (const addon of [fit, search, new UnicodeGraphemesAddon(), new ClipboardAddon(undefined, osc52)]) term.loadAddon(addon);
+  term.loadAddon(new WebLinksAddon((_event, uri) => window.open(uri, "_blank", "noopener,noreferrer")));
+  term.open(el("terminal"));
+  el("terminal").terminal = term;
+  try {
+    const webgl = new WebglAddon();
+    webgl.onContextLoss(() => webgl.dispose()); // xterm.js then draws with DOM elements
+    term.loadAddon(webgl);
+  } catch {
+    // No WebGL here: DOM elements from the start.
+  }
+  term.onData(onData);
+  term.onBinary(sendInput);
+  term.onResize(sendSize);
+  search.onDidChangeResults(showCount);
+  new ResizeObserver(scheduleFit).observe(el("terminal"));
+}
+
+function onShortcut(event) {
+  if (!event.ctrlKey || !event.shiftKey || event.altKey) return;
+  if (event.code === "KeyV") event.stopPropagation(); // the browser's own paste follows
+  const action = { KeyC: copySelection, KeyF: openSearch }[event.code];
+  if (!action) return;
+  event.preventDefault();
+  event.stopPropagation();
+  action();
+}
+
+function onSearchKey(event) {
+  if (event.key === "Enter") find(event.shiftKey);
+  if (event.key === "Escape") closeSearch();
+}
+
+function onPasteEvent(event) {
+  event.preventDefault();
+  event.stopPropagation();
+  paste(event.clipboardData.getData("text/plain"));
+}
+
+function listen() {
+  const click = (id, action) => el(id).addEventListener("click", action);
+  click("copy", copySelection);
+  click("paste", pasteFromClipboard);
+  click("paste-send", sendPasteDialog);
+  click("paste-cancel", () => el("paste-dialog").close());
+  click("find", () => (el("search").hidden ? openSearch() : closeSearch()));
+  click("search-next", () => find(false));
+  click("search-prev", () => find(true));
+  click("search-close", closeSearch);
+  click("smaller", () => changeFontSize(-1));
+  click("larger", () => changeFontSize(1));
+  click("message-close", () => showMessage(""));
+  click("reconnect", connect);
+  click("ctrl", () => holdCtrl(!state.ctrlHeld));
+  click("screen-reader", () => {
+    term.options.screenReaderMode = !term.options.screenReaderMode;
+    el("screen-reader").setAttribute("aria-pressed", String(term.options.screenReaderMode));
+  });
+  for (const button of document.querySelectorAll(".keys button")) {
+    button.addEventListener("pointerdown", (event) => event.preventDefault()); // the keyboard stays up
+    if (button.dataset.key) button.addEventListener("click", () => pressKey(button.dataset.key));
+  }
+  el("search-text").addEventListener("input", () => find(false));
+  el("search-text").addEventListener("keydown", onSearchKey);
+  el("terminal").addEventListener("paste", onPasteEvent, { capture: true });
+  el("token-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    state.token = el("token").value.trim();
+    el("token").value = "";
+    if (state.token) connect();
+  });
+  document.addEventListener("keydown", onShortcut, { capture: true });
+  window.addEventListener("hashchange", start);
+  window.visualViewport?.addEventListener("resize", fillViewport);
+}
+
+// Safari's on-screen keyboard covers the page instead of shrinking it.
+function fillViewport() {
+  document.documentElement.style.setProperty("--height", `${window.visualViewport.height}px`);
+}
+
+function takeToken() {
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const query = new URLSearchParams(location.search);
+  const token = fragment.get("ssh_token") || query.get("ssh_token") || "";
+  if (token) history.replaceState(null, "", location.pathname);
+  return token;
+}
+
+function start() {
+  const token = takeToken();
+  if (token) {
+    state.token = token;
+    connect();
+  } else if (state.phase === "idle") {
+    setPhase("idle", "No token yet");
+    el("token").focus();
+  }
+}
+
+openTerminal();
+listen();
+start();

@@ -1,0 +1,219 @@
+"""What the tests share: a stand-in cluster, a running jumpserver, clients, and the proof that nothing is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import jwt
+import pytest
+import websocket
+
+import hooks
+import jumpserver
+from demo.cluster import StandIn
+
+WAIT_SECONDS = 10.0
+
+
+def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
+    """Poll until the condition holds; for states of other processes and the system, which wake nobody."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {seconds:g} s")
+        pause.wait(0.01)
+
+
+class RunningServer:
+    """A real jumpserver on a free port of this host, before a stand-in cluster, with its files in ``folder``."""
+
+    def __init__(self, folder: Path, cluster: StandIn, *, config: str = "", hooks_file: str = "") -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.secret = secrets.token_hex(32)
+        (folder / "kubeconfig.yaml").write_text(cluster.kubeconfig())
+        if hooks_file:
+            (folder / "own_hooks.py").write_text(hooks_file)
+        self.config_file = folder / "jumpserver.toml"
+        self.config_file.write_text(
+            config
+            or f'[Server]\nlisten = "127.0.0.1:0"\n[Record]\npath = "records"\n[Token]\nsecret = "{self.secret}"\n'
+            '[Clusters]\nstandin = "kubeconfig.yaml"\n' + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
+        )
+        self.config = jumpserver.load_config(self.config_file)
+        jumpserver.check_record_path(self.config, self.config_file)
+        hooks_class = hooks.load_hooks(folder / "own_hooks.py" if hooks_file else None)
+        self.hooks = hooks_class(self.config.hooks_settings())
+        self.server = jumpserver.JumpServer(self.config, self.hooks)
+        self.server.start()
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Stop the server; once is enough."""
+        if not self._stopped:
+            self._stopped = True
+            self.server.stop()
+
+    def token(self, pod: str = "demo", **claims: Any) -> str:
+        """A terminal token, valid for a minute."""
+        values = {"exp": time.time() + 60, "sub": "alice", "namespace": "default", "pod_name": pod, **claims}
+        return jwt.encode(values, self.secret, "HS256")
+
+    def link_token(self, scope: str = "play", **claims: Any) -> str:
+        """A token for a link."""
+        return jwt.encode({"exp": time.time() + 60, "sub": "auditor", "scope": scope, **claims}, self.secret, "HS256")
+
+    def terminal_url(self, pod: str = "demo", **claims: Any) -> str:
+        """The page with a terminal in the pod."""
+        return f"{self.url}#ssh_token={self.token(pod, **claims)}"
+
+    def player_url(self, filename: str) -> str:
+        """The page that plays a recording."""
+        return f"{self.url}player.html#filename={filename}&token={self.link_token()}"
+
+    def play_path(self, filename: str, **claims: Any) -> str:
+        """The request target of a recording's download."""
+        return f"/records/play?filename={filename}&token={self.link_token(**claims)}"
+
+    def recordings(self) -> list[str]:
+        """The recordings on disk, oldest first, by their names relative to the root."""
+        root = self.config.record_path
+        return [str(path.relative_to(root)) for path in sorted(root.rglob("*.cast"), key=lambda p: p.stat().st_mtime_ns)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The ledger."""
+        import sqlite3
+
+        with contextlib.closing(sqlite3.connect(self.config.hooks_settings().db)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute("SELECT * FROM sessions ORDER BY login_at")]
+
+    def connect(self, pod: str = "demo", *, v1: bool = True, size: str = "&cols=100&rows=30", **claims: Any) -> Terminal:
+        """Open a terminal as a browser would."""
+        return self.connect_with(self.token(pod, **claims), v1=v1, size=size)
+
+    def connect_with(self, token: str, *, v1: bool = True, size: str = "", **options: Any) -> Terminal:
+        """Open a terminal with this token."""
+        url = f"ws://127.0.0.1:{self.port}/ssh?ssh_token={token}{size}"
+        return Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=["jumpserver.v1"] if v1 else None, **options))
+
+
+class Terminal:
+    """A browser's side of a terminal, without a browser."""
+
+    def __init__(self, sock: websocket.WebSocket) -> None:
+        self.sock = sock
+        self.output = b""  # all that was received as binary
+        self.events: list[dict[str, Any]] = []  # all that was received as text
+        self.close_code: int | None = None  # None while open; 1006 when the connection was lost
+        self.close_reason = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the TCP connection without a word."""
+        self.sock.shutdown()
+
+    def type(self, text: str) -> None:
+        """Send keys."""
+        self.send(type="input", input=text)
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Send a size."""
+        self.send(type="resize", rows=rows, cols=cols)
+
+    def send(self, **message: Any) -> None:
+        """Send one message."""
+        self.sock.send(json.dumps(message))
+
+    def step(self) -> None:
+        """Receive one message."""
+        try:
+            opcode, data = self.sock.recv_data()
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
+            self.close_code = 1006
+            return
+        if opcode == websocket.ABNF.OPCODE_BINARY:
+            self.output += data
+        elif opcode == websocket.ABNF.OPCODE_TEXT:
+            self.events.append(json.loads(data))
+        elif opcode == websocket.ABNF.OPCODE_CLOSE:
+            self.close_code = int.from_bytes(data[:2], "big")
+            self.close_reason = data[2:].decode()
+
+    def wait_for(self, text: str | bytes) -> bytes:
+        """Receive until the output holds the text; returns all output."""
+        wanted = text.encode() if isinstance(text, str) else text
+        while wanted not in self.output:
+            if self.close_code is not None:
+                raise AssertionError(f"ended with {self.close_code} {self.close_reason!r} after {self.output[-500:]!r}")
+            self.step()
+        return self.output
+
+    def wait_for_event(self, kind: str) -> dict[str, Any]:
+        """Receive until there is a text message of that type."""
+        while not any(event["type"] == kind for event in self.events):
+            if self.close_code is not None:
+                raise AssertionError(f"ended with {self.close_code} {self.close_reason!r} before {kind!r}")
+            self.step()
+        return next(event for event in self.events if event["type"] == kind)
+
+    def wait_end(self) -> dict[str, Any]:
+        """Receive until the connection ends; returns the ``end`` message, or an empty one."""
+        while self.close_code is None:
+            self.step()
+        self.sock.shutdown()
+        return next((event for event in self.events if event["type"] == "end"), {})
+
+
+def open_files() -> set[str]:
+    """What this process has open, sockets and pipes included, by descriptor and target."""
+    files = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            files.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return files
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Fail if the block leaves a thread, or a file or socket open."""
+    threads, files = set(threading.enumerate()), open_files()
+    yield
+    try:
+        wait_until(lambda: set(threading.enumerate()) <= threads and open_files() <= files)
+    except AssertionError:
+        left = [thread.name for thread in set(threading.enumerate()) - threads]
+        raise AssertionError(f"left over: threads {left}, files {sorted(open_files() - files)}") from None
+
+
+@pytest.fixture
+def cluster() -> Iterator[StandIn]:
+    with nothing_left(), StandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def server(cluster: StandIn, tmp_path: Path) -> Iterator[RunningServer]:
+    with nothing_left():
+        running = RunningServer(tmp_path, cluster)
+        try:
+            yield running
+        finally:
+            running.stop()
+            cluster.wait_until(lambda: not cluster.shells())

@@ -1,0 +1,537 @@
+"""The pages in a real browser, against the real server and the stand-in cluster.
+
+Needs the fixture `server` (see `PagesServer`) and a Chromium: the one in CHROMIUM, else the one on PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+CHROMIUM_ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WAIT_MS = 20_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM or put it on PATH")
+
+TERMINAL = "document.querySelector('#terminal').terminal"
+# The text of the last lines, wrapped ones joined.
+SCREEN_TEXT = f"""(lines) => {{
+    const buffer = {TERMINAL}.buffer.active;
+    let text = "";
+    for (let y = Math.max(0, buffer.length - lines); y < buffer.length; y += 1) {{
+        const line = buffer.getLine(y);
+        text += (line.isWrapped || text === "" ? "" : "\\n") + line.translateToString(true);
+    }}
+    return text;
+}}"""
+# The cells of the first line that starts with a word: text, columns, foreground and its kind.
+CELLS = f"""(word) => {{
+    const buffer = {TERMINAL}.buffer.active;
+    for (let y = 0; y < buffer.length; y += 1) {{
+        const line = buffer.getLine(y);
+        if (!line.translateToString(true).startsWith(word)) continue;
+        const cells = Array.from({{ length: line.length }}, (_, x) => line.getCell(x));
+        return cells.filter((cell) => cell.getWidth() && cell.getChars()).map((cell) => [
+            cell.getChars(), cell.getWidth(), cell.getFgColor(),
+            cell.isFgRGB() ? "rgb" : cell.isFgPalette() ? "palette" : "default",
+        ]);
+    }}
+    return null;
+}}"""
+# Longest time in which the page did nothing else, in milliseconds, from now until it is read.
+WATCH_STALLS = """() => {
+    window.longestStall = 0;
+    let last = performance.now();
+    setInterval(() => {
+        window.longestStall = Math.max(window.longestStall, performance.now() - last);
+        last = performance.now();
+    }, 20);
+}"""
+
+
+class PagesServer(Protocol):
+    """What the fixture `server` gives: a running jumpserver before a cluster with the pod `demo`."""
+
+    url: str  # of the terminal page, with a slash at the end
+
+    def terminal_url(self, pod: str = "demo") -> str:
+        """The terminal page with a token for a pod; the token may be used again."""
+
+    def player_url(self, filename: str) -> str:
+        """The player page with a token that may play one recording."""
+
+    def recordings(self) -> list[str]:
+        """Names of the recordings, oldest first, as `player_url` takes them."""
+
+    def stop(self) -> None:
+        """Shut the server down in an orderly way; idempotent."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of its own; the test fails if a script throws or the content security policy blocks anything."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "console",
+        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
+    )
+    yield page
+    context.close()
+    assert faults == []
+
+
+class Relay:
+    """A TCP relay to the server that can be cut, as a network can. One thread a direction."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "", parts.port or 80)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listener]
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Close everything at once, the listener too; idempotent."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+def phase(page: Page, name: str) -> None:
+    expect(page.locator("body")).to_have_attribute("data-phase", name, timeout=WAIT_MS)
+
+
+def open_terminal(page: Page, url: str) -> None:
+    page.goto(url)
+    phase(page, "connected")
+
+
+def run(page: Page, command: str) -> None:
+    page.keyboard.type(command)
+    page.keyboard.press("Enter")
+
+
+def until(page: Page, condition: str) -> None:
+    page.wait_for_function(f"() => {condition}")  # a function: the pages' policy forbids evaluating a string
+
+
+def wait_for_text(page: Page, text: str, timeout_ms: int = WAIT_MS) -> None:
+    page.wait_for_function(f"(text) => ({SCREEN_TEXT})(200).includes(text)", arg=text, timeout=timeout_ms)
+
+
+def sent_messages(page: Page) -> list[dict[str, Any]]:
+    """A list that fills with the text messages the page sends from now on."""
+    messages: list[dict[str, Any]] = []
+
+    def listen(socket: WebSocket) -> None:
+        socket.on("framesent", lambda payload: messages.append(json.loads(payload)))
+
+    page.on("websocket", listen)
+    return messages
+
+
+# ---- The terminal ----
+
+
+def test_a_typed_command_shows_its_output(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "echo $((40 + 2))-is-the-answer")
+    wait_for_text(page, "42-is-the-answer")
+    expect(page.locator("#target")).to_contain_text("demo")
+    expect(page.get_by_text("Recorded", exact=True)).to_be_visible()
+
+
+def test_the_token_leaves_the_address_bar(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    assert "ssh_token" not in page.url
+    assert page.url == server.url
+
+
+def test_the_first_size_is_that_of_the_window(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    rows, cols = page.evaluate(f"[{TERMINAL}.rows, {TERMINAL}.cols]")
+    run(page, "echo size $(stty size) end")
+    wait_for_text(page, f"size {rows} {cols} end")
+    assert (rows, cols) != (24, 80)
+
+
+def test_a_resized_window_changes_the_size_in_the_pod(server: PagesServer, page: Page) -> None:
+    messages = sent_messages(page)
+    open_terminal(page, server.terminal_url())
+    cols = page.evaluate(f"{TERMINAL}.cols")
+    page.set_viewport_size({"width": 900, "height": 600})
+    page.wait_for_function(f"(cols) => {TERMINAL}.cols !== cols", arg=cols)
+    rows, cols = page.evaluate(f"[{TERMINAL}.rows, {TERMINAL}.cols]")
+    run(page, "echo size $(stty size) end")
+    wait_for_text(page, f"size {rows} {cols} end")
+    assert [message for message in messages if message["type"] == "resize"] == [
+        {"type": "resize", "rows": rows, "cols": cols}
+    ]
+
+
+def test_a_paste_of_100_kb_arrives_intact(server: PagesServer, page: Page) -> None:
+    messages = sent_messages(page)
+    # An odd emoji here and there, so that the cuts between messages fall inside surrogate pairs too.
+    lines = [f"{number:05d} " + "\U0001f389\u4f60x" * (number % 7) + "=" * 60 for number in range(1500)]
+    assert len("\n".join(lines).encode()) > 100_000
+    open_terminal(page, server.terminal_url())
+    page.evaluate("(text) => navigator.clipboard.writeText(text)", "\n".join([*lines, ""]))
+    run(page, "stty -echo; echo rea''dy; cat > pasted; stty echo; clear; cat pasted; echo pasted-$((1 + 1))")
+    wait_for_text(page, "\nready")
+    page.get_by_role("button", name="Paste").click()
+    until(page, "document.activeElement.classList.contains('xterm-helper-textarea')")
+    page.keyboard.press("Control+d")
+    wait_for_text(page, "pasted-2")
+    text = page.evaluate(SCREEN_TEXT, 10_000)
+    assert text[text.index("00000 ") : text.index("\npasted-2")].split("\n") == lines
+    assert max(len(json.dumps(message, ensure_ascii=False).encode()) for message in messages) <= 16 * 1024
+
+
+def test_the_paste_shortcut_pastes(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    page.evaluate("navigator.clipboard.writeText('echo sh\\'\\'ort\\'\\'cut')")
+    page.keyboard.press("Control+Shift+V")
+    wait_for_text(page, "echo sh")
+    page.keyboard.press("Enter")
+    wait_for_text(page, "\nshortcut")
+
+
+def test_a_paste_cannot_end_its_own_brackets(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "printf '\\033[?2004h'; echo brackets-$((1 + 0)); cat")
+    wait_for_text(page, "brackets-1")
+    page.evaluate(f"window.typed = ''; {TERMINAL}.onData((data) => {{ window.typed += data; }})")
+    page.evaluate("navigator.clipboard.writeText('one\\x1b[201~two')")
+    page.get_by_role("button", name="Paste").click()
+    until(page, "window.typed.includes('two')")
+    assert page.evaluate("window.typed") == "\x1b[200~onetwo\x1b[201~"
+
+
+def test_the_selection_is_copied(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "echo copy-$((3 + 4))-me")
+    wait_for_text(page, "copy-7-me")
+    page.evaluate(f"{TERMINAL}.selectAll()")
+    page.keyboard.press("Control+Shift+C")
+    until(page, "navigator.clipboard.readText().then((text) => text.includes('copy-7-me'))")
+
+
+def test_a_program_may_fill_the_clipboard_but_not_read_it(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    page.evaluate("navigator.clipboard.writeText('secret of the user')")
+    page.evaluate(f"window.typed = ''; {TERMINAL}.onData((data) => {{ window.typed += data; }})")
+    page.evaluate(f"{TERMINAL}.write('\\x1b]52;c;?\\x07\\x1b]52;c;ZnJvbSB0aGUgcG9k\\x07')")
+    until(page, "navigator.clipboard.readText().then((text) => text === 'from the pod')")
+    assert page.evaluate("window.typed") in ("", "\x1b]52;c;\x07")
+
+
+def test_wide_characters_emoji_and_colours_are_shown(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(
+        page,
+        "printf '\\033[31mR\\033[38;2;1;2;3mT\\033[0m\\344\\275\\240\\360\\237\\216\\211e\\314\\201z\\n'",
+    )
+    until(page, f"({CELLS})('RT') !== null")
+    assert page.evaluate(CELLS, "RT") == [
+        ["R", 1, 1, "palette"],
+        ["T", 1, 0x010203, "rgb"],
+        ["\u4f60", 2, -1, "default"],
+        ["\U0001f389", 2, -1, "default"],
+        ["e\u0301", 1, -1, "default"],
+        ["z", 1, -1, "default"],
+    ]
+
+
+def test_a_flood_is_held_back_and_does_not_freeze_the_page(server: PagesServer, page: Page) -> None:
+    messages = sent_messages(page)
+    open_terminal(page, server.terminal_url())
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
+    page.evaluate(WATCH_STALLS)
+    run(page, "yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 5000000; echo; echo flood-$((1 + 1))")
+    wait_for_text(page, "flood-2", timeout_ms=60_000)
+    assert page.evaluate("window.longestStall") < 2000
+    flow = [message["paused"] for message in messages if message["type"] == "flow"]
+    assert flow[:2] == [True, False]
+    assert flow == [True, False] * (len(flow) // 2)
+
+
+def test_search_counts_what_it_finds(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "clear; for i in 1 2 3; do echo nee''dle; done")
+    wait_for_text(page, "needle\nneedle\nneedle")
+    page.keyboard.press("Control+Shift+F")
+    page.keyboard.type("needle")
+    expect(page.locator("#search-count")).to_have_text("1 of 3")
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-count")).to_have_text("2 of 3")
+    page.keyboard.press("Shift+Enter")
+    expect(page.locator("#search-count")).to_have_text("1 of 3")
+    page.keyboard.press("Escape")
+    run(page, "echo focus-$((1 + 1))")
+    wait_for_text(page, "focus-2")
+
+
+def test_the_font_size_is_kept(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    cols = page.evaluate(f"{TERMINAL}.cols")
+    page.get_by_role("button", name="Larger text").click()
+    assert page.evaluate(f"{TERMINAL}.cols") < cols
+    size = page.evaluate(f"{TERMINAL}.options.fontSize")
+    page.goto("about:blank")
+    page.goto(server.url)
+    assert page.evaluate(f"{TERMINAL}.options.fontSize") == size
+
+
+def test_a_touch_screen_has_the_keys_it_lacks(server: PagesServer, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    open_terminal(page, server.terminal_url())
+    run(page, "cat; echo after-$((1 + 1))")
+    page.get_by_role("button", name="Ctrl").tap()
+    page.keyboard.type("c")
+    run(page, "echo again-$((2 + 1))")
+    wait_for_text(page, "again-3")
+    page.get_by_role("button", name="Up", exact=True).tap()
+    page.keyboard.type("4")
+    page.keyboard.press("Backspace")
+    run(page, "; echo up-$((3 + 1))")
+    wait_for_text(page, "again-3\nup-4")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    context.close()
+
+
+def test_without_a_token_the_page_asks_for_one(server: PagesServer, page: Page) -> None:
+    page.goto(server.url)
+    token = server.terminal_url().split("ssh_token=")[1]
+    page.get_by_label("Token").fill(token)
+    page.keyboard.press("Enter")
+    phase(page, "connected")
+    run(page, "echo form-$((1 + 1))")
+    wait_for_text(page, "form-2")
+
+
+def test_a_token_in_the_query_works_too(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url().replace("#", "?"))
+    assert page.url == server.url
+
+
+def test_a_refused_token_shows_the_sentence_of_the_server(server: PagesServer, page: Page) -> None:
+    closed: list[str] = []
+
+    def on_frame(payload: Any) -> None:
+        if isinstance(payload, str):
+            closed.append(json.loads(payload)["reason"])
+
+    page.on("websocket", lambda socket: socket.on("framereceived", on_frame))
+    page.goto(f"{server.url}#ssh_token=not-a-token")
+    phase(page, "refused")
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text(closed[0][1:])
+    expect(notice).to_contain_text("Open the terminal again from your platform.")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_a_shell_that_ends_shows_its_exit_code_and_reconnects(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "echo first-$((1 + 1)); exit 7")
+    phase(page, "ended")
+    expect(page.locator("#notice")).to_contain_text("7")
+    page.get_by_role("button", name="Reconnect").click()
+    phase(page, "connected")
+    run(page, "echo second-$((1 + 1))")
+    wait_for_text(page, "second-2")
+    wait_for_text(page, "first-2")  # what the first shell printed is still there
+
+
+def test_leaving_asks_only_while_connected(server: PagesServer, page: Page) -> None:
+    asks = "dispatchEvent(new Event('beforeunload', { cancelable: true })) === false"
+    open_terminal(page, server.terminal_url())
+    assert page.evaluate(asks)
+    run(page, "exit")
+    phase(page, "ended")
+    assert not page.evaluate(asks)
+
+
+def test_a_lost_connection_is_named(server: PagesServer, page: Page) -> None:
+    relay = Relay(server.url)
+    open_terminal(page, server.terminal_url().replace(urlsplit(server.url).netloc, relay.address))
+    relay.cut()
+    phase(page, "lost")
+    expect(page.locator("#status")).to_have_text("Connection lost")
+    expect(page.get_by_role("button", name="Reconnect")).to_be_visible()
+
+
+def test_a_server_that_stops_says_so(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    server.stop()
+    expect(page.locator("#notice")).to_contain_text("server")
+    page.get_by_role("button", name="Reconnect").click()
+    phase(page, "lost")
+    expect(page.locator("#notice-text")).to_have_text("The server could not be reached.")
+
+
+def test_the_terminal_works_inside_an_iframe(server: PagesServer, page: Page) -> None:
+    embedder = f'<!doctype html><iframe src="{server.terminal_url()}" width="900" height="500"></iframe>'
+    page.route("**/embedder", lambda route: route.fulfill(body=embedder, content_type="text/html"))
+    page.goto(f"{server.url}embedder")
+    frame = page.frame_locator("iframe")
+    expect(frame.locator("body")).to_have_attribute("data-phase", "connected", timeout=WAIT_MS)
+
+
+# ---- The player ----
+
+
+def player_text(page: Page, text: str) -> None:
+    expect(page.locator("#player .ap-term")).to_contain_text(text, timeout=WAIT_MS)
+
+
+def fulfil(page: Page, body: str) -> None:
+    """Answer for the server: with files that it would not write itself."""
+    page.route(
+        "**/records/play*", lambda route: route.fulfill(body=body, content_type="application/x-asciicast")
+    )
+
+
+def cast(*events: list[Any]) -> str:
+    header = {"version": 2, "width": 80, "height": 24, "timestamp": 1700000000, "title": "demo"}
+    return "".join(json.dumps(line) + "\n" for line in (header, *events))
+
+
+def test_the_player_shows_what_the_terminal_showed(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "echo recorded-$((1 + 1)) '\u4f60\u597d \U0001f389'; exit")
+    phase(page, "ended")
+    page.goto(server.player_url(server.recordings()[-1]))
+    page.get_by_label("Speed").select_option("8")
+    player_text(page, "recorded-2 \u4f60\u597d \U0001f389")
+    expect(page.locator("#words")).to_be_hidden()
+    expect(page.locator("#meta")).to_contain_text("B")
+
+
+def test_the_download_has_the_name_of_the_file(server: PagesServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "exit")
+    phase(page, "ended")
+    filename = server.recordings()[-1]
+    page.goto(server.player_url(filename))
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == filename.rsplit("/", 1)[-1]
+    assert download.value.path().read_text().startswith("{")
+
+
+def test_pauses_are_shortened_as_chosen_and_the_place_is_kept(server: PagesServer, page: Page) -> None:
+    fulfil(page, cast([1, "o", "start "], [101, "o", "end"]))
+    page.goto(server.player_url("any.cast"))
+    player_text(page, "start")
+    duration = "document.querySelector('#player').player?.getDuration()"
+    until(page, f"{duration} === 3")
+    page.get_by_label("Pauses").select_option(label="In full")
+    until(page, f"{duration} === 101")
+    until(page, "document.querySelector('#player').player.getCurrentTime() >= 1")
+
+
+def test_a_torn_last_line_is_left_out(server: PagesServer, page: Page) -> None:
+    fulfil(page, cast([0.1, "o", "whole"]) + '[0.2, "o", "to')
+    page.goto(server.player_url("any.cast"))
+    player_text(page, "whole")
+
+
+def test_markers_are_shown(server: PagesServer, page: Page) -> None:
+    fulfil(page, cast([0.1, "o", "a"], [1, "m", "deploy"], [2, "o", "b"]))
+    page.goto(server.player_url("any.cast"))
+    expect(page.locator("#player .ap-marker")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (cast(), "Nothing was printed"),
+        (cast([1, "m", "only a marker"]), "Nothing was printed"),
+        (cast([1, "o", "a"]) + "[broken\n" + '[2, "o", "b"]\n', "Line 3 cannot be read"),
+        ("<!doctype html>", "This is not a recording"),
+        ("", "This is not a recording"),
+    ],
+)
+def test_what_cannot_be_played_is_said_in_words(
+    server: PagesServer, page: Page, body: str, words: str
+) -> None:
+    fulfil(page, body)
+    page.goto(server.player_url("any.cast"))
+    expect(page.locator("#words")).to_contain_text(words)
+    expect(page.get_by_role("link", name="Download")).to_be_visible()
+
+
+def test_a_missing_recording_is_said_in_words(server: PagesServer, page: Page) -> None:
+    page.goto(server.player_url("00/00/00/00/00/00/00/00/missing.cast"))
+    expect(page.locator("#words")).to_contain_text("There is no such recording")
+    expect(page.locator("#words")).to_contain_text("missing.cast")
+
+
+def test_a_bad_token_is_said_in_words(server: PagesServer, page: Page) -> None:
+    page.goto(f"{server.url}player.html?filename=any.cast&token=wrong")
+    expect(page.locator("#words")).to_contain_text("You may not play this recording")
+    assert "?" not in page.url  # the token moved to the fragment, which no server sees
+
+
+def test_an_incomplete_link_is_said_in_words(server: PagesServer, page: Page) -> None:
+    page.goto(f"{server.url}player.html")
+    expect(page.locator("#words")).to_contain_text("No recording was named")
+
+
+def test_a_server_out_of_reach_is_said_in_words(server: PagesServer, page: Page) -> None:
+    page.route("**/records/play*", lambda route: route.abort())
+    page.goto(server.player_url("any.cast"))
+    expect(page.locator("#words")).to_contain_text("The server could not be reached")
