@@ -19,12 +19,13 @@ import importlib.util
 import inspect
 import json
 import os
+import socket
 import sqlite3
+import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ class TokenAuthData:
     user: str = ""
     command: tuple[str, ...] = ()  # empty: the best shell of the container
     extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the platform said
+    directory: str = ""  # where it starts; empty: where the image says
+    message: str = ""  # shown above the first prompt
+    cluster_file: Path | None = None  # where cluster_cfg was read, if it is the operator's own
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,13 @@ class SessionInfo:
     bytes_out: int = 0  # printed by the pod
     bytes_in: int = 0  # typed by the user
     sha256: str = ""  # of the recording
+    hung_up: int | None = None  # processes that the session left in the pod and were ended; None: not checked
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the kubeconfig, as one flat JSON object."""
         values = asdict(self)
         auth = values.pop("auth")
-        del auth["cluster_cfg"]
+        del auth["cluster_cfg"], auth["cluster_file"]
         return {**auth, **values}
 
 
@@ -171,25 +176,28 @@ def load_hooks(file: Path | None) -> type[Hooks]:
         return Hooks
     spec = importlib.util.spec_from_file_location("operator_hooks", file)
     if spec is None or spec.loader is None:
-        raise HookError(f"{file} is not a Python file")
+        raise HookError(f"file in [Hooks]: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as exc:
-        raise HookError(f"{file} cannot be loaded: {type(exc).__name__}: {exc}") from exc
-    found = [
+        raise HookError(f"file in [Hooks]: {file} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+    found = {
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Hooks) and value.__module__ == module.__name__
-    ]
+    }
     if len(found) != 1:
-        raise HookError(f"{file} must define exactly one subclass of hooks.Hooks; it defines {len(found)}")
-    return found[0]
+        raise HookError(
+            f"file in [Hooks]: {file} must define exactly one subclass of hooks.Hooks; it defines {len(found)}"
+        )
+    return found.pop()
 
 
 # -- what a token says ------------------------------------------------------------------------------------------------
 
-_TEXT_FIELDS = ("namespace", "pod_name", "container_name", "cluster_cfg", "user")
+_TEXT_FIELDS = ("namespace", "pod_name", "container_name", "cluster_cfg", "user", "directory", "message")
 
 
 def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenAuthData:
@@ -197,7 +205,7 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
 
     Raises HookError when something is missing or of a wrong type: that is the platform's mistake, not the user's.
     """
-    texts = {name: values.get(name) or "" for name in _TEXT_FIELDS}
+    texts = {name: "" if values.get(name) is None else values[name] for name in _TEXT_FIELDS}
     for name, value in texts.items():
         if not isinstance(value, str):
             raise HookError(f"{name} of a token must be text")
@@ -206,20 +214,23 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
     command = values.get("command") or []
     if not isinstance(command, list) or not all(isinstance(argument, str) for argument in command):
         raise HookError("command of a token must be a list of texts")
-    if not texts["cluster_cfg"]:
-        texts["cluster_cfg"] = _read_cluster(values.get("cluster"), clusters)
+    file = None if texts["cluster_cfg"] else _cluster_file(values.get("cluster"), clusters)
+    if file is not None:
+        texts["cluster_cfg"] = _read_cluster(file)
     extra = {key: value for key, value in values.items() if key not in (*_TEXT_FIELDS, "command")}
-    return TokenAuthData(**texts, command=tuple(command), extra=extra)
+    return TokenAuthData(**texts, command=tuple(command), cluster_file=file, extra=extra)
 
 
-def _read_cluster(name: object, clusters: Mapping[str, Path]) -> str:
-    """The kubeconfig of a cluster under ``[Clusters]``; the only one there is, when a token names none."""
-    if name is None and len(clusters) == 1:
-        (path,) = clusters.values()
-    elif isinstance(name, str) and name in clusters:
-        path = clusters[name]
-    else:
-        raise HookError(f"a token names the cluster {name!r}, which is not under [Clusters]")
+def _cluster_file(name: object, clusters: Mapping[str, Path]) -> Path | None:
+    """The kubeconfig under ``[Clusters]``: the named or the only one; None where there are none."""
+    if name is None and len(clusters) <= 1:
+        return next(iter(clusters.values()), None)
+    if isinstance(name, str) and name in clusters:
+        return clusters[name]
+    raise HookError(f"a token names the cluster {name!r}, which is not under [Clusters]")
+
+
+def _read_cluster(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -239,7 +250,7 @@ def verify_token(token: str, secret: str) -> dict[str, Any]:
         if not genuine or not isinstance(payload, dict) or header.get("alg") != "HS256" or "crit" in header:
             raise ValueError("not signed by us")
         expires, not_before = float(payload["exp"]), float(payload.get("nbf", 0))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise Denied("this link is not valid; open it again from the platform") from None
     now = time.time()
     if not now < expires:
@@ -251,6 +262,8 @@ def verify_token(token: str, secret: str) -> dict[str, Any]:
 
 def _base64url(text: str) -> bytes:
     """Decode base64url without padding (RFC 7515, section 2); ValueError for anything else."""
+    if "=" in text:
+        raise ValueError("not base64url")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error as exc:
@@ -260,61 +273,61 @@ def _base64url(text: str) -> bytes:
 # -- the platform -----------------------------------------------------------------------------------------------------
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the user's token to another host."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_platform = urllib.request.build_opener(_NoRedirects())
-
-
 def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
-    """POST a JSON object and return the JSON answer (None for an empty one). Blocks for 5 s at most.
+    """POST a JSON object and return the JSON answer (None for an empty one). Blocks for 5 s, and as much to connect.
 
-    Raises Denied for 401, 403 and 404, with the answer's ``message``; HookError for everything else.
+    Redirects are not followed: they would carry the user's token to another host. Raises Denied for 401, 403 and 404,
+    with the answer's ``message``; HookError for everything else.
     """
-    deadline = time.monotonic() + PLATFORM_TIMEOUT_SECONDS
+    parts = urllib.parse.urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=PLATFORM_TIMEOUT_SECONDS)
+    target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     headers = {"Content-Type": "application/json", **({"Authorization": authorization} if authorization else {})}
     try:
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310
-        with _platform.open(request, timeout=PLATFORM_TIMEOUT_SECONDS) as response:
-            text = _read_answer(response, deadline)
-        return json.loads(text) if text.strip() else None
-    except urllib.error.HTTPError as exc:
-        with exc:
-            if exc.code in (401, 403, 404):
-                raise Denied(_denial(exc, deadline)) from None
-            raise HookError(f"the platform answered with HTTP status {exc.code}") from None
+        connection.connect()
+        with _limited(connection.sock):
+            connection.request("POST", target, json.dumps(body), headers)
+            with connection.getresponse() as response:
+                answer = response.read(_ANSWER_LIMIT_BYTES + 1)
     except (OSError, http.client.HTTPException) as exc:
-        # urllib's own texts may hold the URL; the reason below it does not.
-        why = getattr(exc, "reason", None) or type(exc).__name__
-        raise HookError(f"the platform cannot be reached: {why}") from None
-    except ValueError:
+        raise HookError(f"the platform cannot be reached or did not answer in time: {type(exc).__name__}") from None
+    finally:
+        connection.close()
+    return _understood(response.status, answer)
+
+
+@contextlib.contextmanager
+def _limited(sock: socket.socket) -> Iterator[None]:
+    """Cut the connection when the block takes longer than a call to the platform may."""
+    cut = threading.Timer(PLATFORM_TIMEOUT_SECONDS, socket.socket.shutdown, (sock, socket.SHUT_RDWR))
+    cut.start()
+    try:
+        yield
+    finally:
+        cut.cancel()
+        cut.join()
+
+
+def _understood(status: int, answer: bytes) -> Any:
+    """What the platform's answer says, as JSON."""
+    if status in (401, 403, 404):
+        raise Denied(_denial(answer))
+    if not 200 <= status < 300:
+        raise HookError(f"the platform answered with HTTP status {status}")
+    if len(answer) > _ANSWER_LIMIT_BYTES:
+        raise HookError("the platform's answer is too long")
+    try:
+        return json.loads(answer) if answer.strip() else None
+    except (ValueError, RecursionError):
         raise HookError("the platform's answer is not JSON") from None
 
 
-def _read_answer(response: Any, deadline: float) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        chunk = response.read1(65536)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > _ANSWER_LIMIT_BYTES:
-            raise HookError("the platform's answer is too long")
-        if time.monotonic() > deadline:
-            raise HookError(f"the platform's answer took more than {PLATFORM_TIMEOUT_SECONDS:g} s")
-
-
-def _denial(response: Any, deadline: float) -> str:
-    with contextlib.suppress(ValueError, OSError, HookError, http.client.HTTPException):
-        answer = json.loads(_read_answer(response, deadline))
-        if isinstance(answer, dict) and isinstance(answer.get("message"), str):
-            return str(answer["message"])
+def _denial(answer: bytes) -> str:
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(answer)
+        if isinstance(values, dict) and isinstance(values.get("message"), str):
+            return str(values["message"])
     return "the platform does not accept this token; open the terminal again from the platform"
 
 
@@ -325,7 +338,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
     logout_at REAL, reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, bytes_out INTEGER, bytes_in INTEGER,
-    sha256 TEXT);
+    sha256 TEXT, hung_up INTEGER);
 CREATE INDEX IF NOT EXISTS open_sessions ON sessions (session_id) WHERE logout_at IS NULL;
 CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
@@ -335,7 +348,7 @@ CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 class Ledger:
     """The sessions of this server in SQLite: a row at login, completed at logout. Any thread.
 
-    Also remembers which one-use tokens are spent. Errors are sqlite3's own.
+    Also remembers which one-use tokens are spent. Errors are sqlite3's own, but for those of ``open``: HookError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -345,9 +358,12 @@ class Ledger:
 
     def open(self) -> list[str]:
         """Open or make the file. Rows that a crash left open are closed as lost; returns their recordings."""
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
-        self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
+            self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
+            self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
+        except (OSError, sqlite3.Error) as exc:
+            raise HookError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
         lost = [str(row[0]) for row in self._run("SELECT filename FROM sessions WHERE logout_at IS NULL")]
         self._run("UPDATE sessions SET logout_at = ?, reason = 'lost' WHERE logout_at IS NULL", time.time())
         return lost
@@ -372,10 +388,10 @@ class Ledger:
     def logout(self, info: SessionInfo) -> None:
         """Complete the row of a session that has ended."""
         self._run(
-            "UPDATE sessions SET logout_at = ?, reason = ?, exit_code = ?, bytes_out = ?, bytes_in = ?, sha256 = ?"
-            " WHERE session_id = ?",
+            "UPDATE sessions SET logout_at = ?, reason = ?, exit_code = ?, bytes_out = ?, bytes_in = ?, sha256 = ?,"
+            " hung_up = ? WHERE session_id = ?",
             *(info.logout_at, info.reason, info.exit_code, info.bytes_out, info.bytes_in, info.sha256),
-            info.session_id,
+            *(info.hung_up, info.session_id),
         )
 
     def use_token(self, jti: str, expires_at: float) -> None:

@@ -40,11 +40,28 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 import simple_websocket
-from wsproto.events import CloseConnection
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+from wsproto.events import CloseConnection, Ping
+from wsproto.utilities import LocalProtocolError
 
 from hooks import SECRET_MINIMUM_BYTES, Denied, HookError, Hooks, HooksSettings, SessionInfo, load_hooks
-from k8s_exec import SHELL, ExecError, KubeconfigError, PodExec, PodLost, encode_resize, load_kubeconfig, printable
+from k8s_exec import (
+    KEEP_ALIVE_SECONDS,
+    Cluster,
+    ExecError,
+    ExitStatus,
+    KubeconfigError,
+    PodExec,
+    PodLost,
+    Target,
+    Trust,
+    encode_resize,
+    hang_up,
+    in_cluster,
+    load_kubeconfig,
+    open_shell,
+    printable,
+    why_lost,
+)
 from recorder import Recorder, RecordError, find_recording, playable_size, recording_path, repair
 
 if sys.version_info >= (3, 11):
@@ -126,6 +143,15 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class KubernetesConfig:
+    """``[Kubernetes]``: what a kubeconfig that came with a token may do; those under ``[Clusters]`` may do all."""
+
+    allow_exec: tuple[str, ...] = ()  # credential plugins that may be run, by their command
+    allow_files: tuple[str, ...] = ()  # folders whose files may be read
+    allow_servers: tuple[str, ...] = ()  # host names, *.domains, addresses and networks; empty: any
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Relative paths in the file are relative to the file's folder."""
 
@@ -135,6 +161,7 @@ class Config:
     Platform: PlatformConfig = PlatformConfig()
     Hooks: HooksConfig = HooksConfig()
     Audit: AuditConfig = AuditConfig()
+    Kubernetes: KubernetesConfig = KubernetesConfig()
     Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
     folder: Path = Path()
 
@@ -156,6 +183,12 @@ class Config:
             **dataclasses.asdict(self.Platform),
         )
 
+    def trust(self) -> Trust:
+        """What a kubeconfig that came with a token may do."""
+        rules = self.Kubernetes
+        folders = tuple(self.folder / folder for folder in rules.allow_files)
+        return Trust(allow_exec=rules.allow_exec, allow_files=folders, allow_servers=rules.allow_servers)
+
 
 _SECTIONS: Mapping[str, type[Any]] = {
     "Server": ServerConfig,
@@ -164,8 +197,10 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "Platform": PlatformConfig,
     "Hooks": HooksConfig,
     "Audit": AuditConfig,
+    "Kubernetes": KubernetesConfig,
 }
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
+_PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
 
 
@@ -200,6 +235,8 @@ def _section(name: str, values: object, file: Path) -> Any:
             values[key] = tuple(value)
         elif type(value) is not expected:
             raise ConfigError(f"{file}: {key} in [{name}] must be {_TYPE_NAMES[expected]}")
+        elif expected is str and not value.isprintable():
+            raise ConfigError(f"{file}: {key} in [{name}] must be one line without control characters")
     return _SECTIONS[name](**values)
 
 
@@ -218,15 +255,15 @@ def _check_values(config: Config, file: Path) -> None:
     if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
         raise ConfigError(f"{file}: secret in [Token] must have {SECRET_MINIMUM_BYTES} bytes or more")
     for key, url in dataclasses.asdict(config.Platform).items():
-        if key != "authorization" and url and not re.match(r"https?://[^/\s]+", url):
-            raise ConfigError(f"{file}: {key} in [Platform] must be an http:// or https:// URL")
-    if not config.Platform.authorization.isprintable():
-        raise ConfigError(f"{file}: authorization in [Platform] must be one line")
+        if key != "authorization" and url and not _PLATFORM_URL.fullmatch(url):
+            raise ConfigError(
+                f"{file}: {key} in [Platform] must be an http:// or https:// URL without user and password"
+            )
     if any(not re.fullmatch(r"[!-:<-~]+", source) for source in config.Server.frame_ancestors):
         raise ConfigError(f"{file}: frame_ancestors in [Server] must be CSP sources such as https://platform.example")
     for name, path in config.Clusters.items():
         try:
-            load_kubeconfig(path.read_bytes())
+            load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
         except OSError as exc:
             raise ConfigError(f"{file}: {name} in [Clusters]: {path} cannot be read: {exc.strerror}") from exc
         except KubeconfigError as exc:
@@ -251,7 +288,7 @@ def check_record_path(config: Config, file: Path) -> None:
 # says the same to a client which did not ask for the subprotocol.
 NORMAL, BAD_REQUEST, DENIED, INTERNAL, CLUSTER, BUSY = 1000, 4400, 4403, 4500, 4502, 4503
 _HTTP_STATUS = {BAD_REQUEST: 400, DENIED: 403, INTERNAL: 503, CLUSTER: 502, BUSY: 503}
-_CLOSE_REASON_BYTES = 123  # RFC 6455, section 5.5
+_KILLED = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -323,28 +360,27 @@ class _Delivery:
         self.append = deliver
 
 
+class BrowserGone(Exception):
+    """The browser's connection has ended."""
+
+
 class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     """The server's end of a browser's WebSocket, made safe for two threads.
 
-    ``on_message`` and ``on_end`` are called on the thread ``<name>``, which this class starts.
+    Starts the thread ``<session id>-browser`` and calls the session's ``on_message``, ``wait_for_room`` and
+    ``on_browser_end`` on it.
     """
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        key: str,
-        subprotocol: str,
-        name: str,
-        on_message: Callable[[str | bytes], None],
-        on_end: Callable[[], None],
-    ) -> None:
+    def __init__(self, sock: socket.socket, key: str, subprotocol: str, session: Session) -> None:
         """Answer the upgrade request whose Sec-WebSocket-Key is ``key``. Raises OSError."""
-        self._on_message, self._on_end = on_message, on_end
+        self._session = session
         self._shared = _SharedSocket(sock)
         self._started = threading.Event()
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_SECONDS, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # for a network that falls silent
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_TIMEOUT_SECONDS * 1000)
         # Only what is needed is passed on: no extension (compression costs far more than it saves here).
         environ = {
             "werkzeug.socket": self._shared,
@@ -361,7 +397,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
             receive_bytes=1 << 16,
             ping_interval=PING_SECONDS,
             max_message_size=MESSAGE_LIMIT_BYTES,
-            thread_class=functools.partial(threading.Thread, name=name, daemon=True),
+            thread_class=functools.partial(threading.Thread, name=f"{session.id}-browser", daemon=True),
         )
         self.input_buffer = _Delivery(self._deliver)
         self._started.set()
@@ -370,23 +406,23 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         self._started.wait()
         try:
             super()._thread()
-        except (RemoteProtocolError, LocalProtocolError):
-            self._shared.close()
-        finally:
+        finally:  # simple-websocket sets the event before it clears ``connected``, and not on every way out
             self.connected = False
-            self._on_end()
+            self._session.on_browser_end()
 
     def _deliver(self, message: str | bytes) -> None:
         self.pong_received = True  # a message proves life as well; after a wait the pong may be unread yet
-        self._on_message(message)
+        self._session.on_message(message)
+        while not self._session.wait_for_room(PING_SECONDS):
+            self.sock.send(self.ws.send(Ping()))  # nothing is read meanwhile: only a send finds out who has left
 
     def send(self, data: str | bytes) -> None:
-        """Send one message, any thread. Blocks while the browser takes nothing. Raises OSError when it is gone."""
+        """Send one message, any thread. Blocks while the browser takes nothing. Raises BrowserGone."""
         try:
             with self._shared.lock:
                 super().send(data)
-        except (simple_websocket.ConnectionClosed, LocalProtocolError):
-            raise ConnectionError("the browser is gone") from None
+        except (OSError, simple_websocket.ConnectionClosed, LocalProtocolError):
+            raise BrowserGone from None
 
     def send_json(self, **values: object) -> None:
         """Send a text message, to clients of ``jumpserver.v1`` only: the original's clients take none."""
@@ -394,11 +430,13 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
             self.send(json.dumps(values))
 
     def finish(self, code: int, reason: str) -> None:
-        """Send a close frame and wait a little for the answer, so that what was sent before arrives. Any thread."""
-        text = reason.encode()[:_CLOSE_REASON_BYTES].decode("utf-8", "ignore")
+        """Send a close frame and wait a little for the answer, so that what was sent before arrives. Any thread.
+
+        wsproto cuts the reason at 123 bytes of UTF-8 (RFC 6455, section 5.5).
+        """
         with contextlib.suppress(OSError, LocalProtocolError):
             with self._shared.lock:
-                self.sock.send(self.ws.send(CloseConnection(code, text)))
+                self.sock.send(self.ws.send(CloseConnection(code, reason)))
             self.thread.join(CLOSE_TIMEOUT_SECONDS)
         self.abort()
         self.thread.join()
@@ -413,6 +451,8 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
 FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 OPEN_TIMEOUT_SECONDS = 10.0
+HANG_UP_TIMEOUT_SECONDS = 5.0
+WHY_TIMEOUT_SECONDS = 3.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
 
 
@@ -431,15 +471,21 @@ class BrowserInput:
         self._closed = False
 
     def put(self, item: bytes | tuple[int, int]) -> None:
-        """Add keys or a size. Blocks while there is too much; dropped when closed."""
+        """Add keys or a size; dropped when closed."""
         with self._changed:
+            if self._closed:
+                return
             self._items.append(item)
             if isinstance(item, bytes):
                 self._bytes += len(item)
             else:
                 self._size = item
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or not self._full())
+
+    def wait_for_room(self, timeout: float) -> bool:
+        """Block while there is too much, ``timeout`` seconds at most. Returns whether there is room."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed or not self._full(), timeout)
 
     def get(self) -> bytes | tuple[int, int] | None:
         """The next item. Blocks for it; None when closed."""
@@ -467,10 +513,13 @@ class BrowserInput:
             self._paused = paused
             self._changed.notify_all()
 
-    def wait_while_paused(self) -> None:
-        """Block during a pause. A full input ends it: the pod may take no input until its output is read."""
+    def wait_resumed(self, timeout: float) -> bool:
+        """Block during a pause, ``timeout`` seconds at most; returns whether it is over.
+
+        A full input ends it: the pod may take no input until its output is read.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._paused or self._full())
+            return self._changed.wait_for(lambda: self._closed or not self._paused or self._full(), timeout)
 
     def close(self) -> None:
         """Wake every thread, for good."""
@@ -497,11 +546,15 @@ class Session:
         self._lock = threading.Lock()  # guards _end, _pod and _browser where threads other than the owner look
         self._end: End | None = None
         self._pod: PodExec | None = None
+        self._target: Target | None = None
+        self._hang_up_program = ""
         self._browser: BrowserSocket | None = None
         self._recorder: Recorder | None = None
         self._info: SessionInfo | None = None
         self._bytes_out = 0
         self._bytes_in = 0
+        self._digest = ""
+        self._hung_up: int | None = None  # processes that the session left in the pod; None: not checked
 
     # The connection's thread.
 
@@ -523,9 +576,9 @@ class Session:
             size = size or self._input.first_size(FIRST_SIZE_SECONDS) or DEFAULT_SIZE
             recorder = self._start_recording(*size)
             self._login(recorder)
-            pod = self._open_pod(*size)
+            pod = self._open_pod(size)
             self._relay_output(pod, recorder, browser)
-        except OSError:
+        except BrowserGone:
             self.stop(BROWSER_LEFT)
         except RecordError as exc:
             self._recording_failed(exc)
@@ -553,24 +606,29 @@ class Session:
         except Exception as exc:
             raise Refused(hook_failure(exc, "on_login", self.id)) from None
 
-    def _open_pod(self, cols: int, rows: int) -> PodExec:
+    def _open_pod(self, size: tuple[int, int]) -> PodExec:
+        with self._lock:
+            if self._end is not None:  # nothing must start in a pod for a browser that has left
+                raise Refused(self._end)
         auth = self._auth
-        pod = PodExec.open(
-            load_kubeconfig(auth.cluster_cfg),
-            auth.namespace,
-            auth.pod_name,
-            auth.container_name,
-            auth.command or SHELL,
-            timeout=OPEN_TIMEOUT_SECONDS,
-        )
+        cluster = self._load_cluster()
+        self._target = Target(cluster, auth.namespace or cluster.namespace, auth.pod_name, auth.container_name)
+        shell = open_shell(self._target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
+        pod, self._hang_up_program = shell.pod, shell.program
         with self._lock:
             self._pod = pod
             stopped = self._end is not None
         if stopped:  # while the pod was being opened, when stop() could not reach it
             pod.abort()
-        else:
-            pod.resize(cols, rows)  # before the first prompt: until then the terminal has no size
         return pod
+
+    def _load_cluster(self) -> Cluster:
+        auth = self._auth
+        if auth.cluster_file is not None:
+            return load_kubeconfig(auth.cluster_cfg, trust=Trust(folder=auth.cluster_file.parent))
+        if auth.cluster_cfg:
+            return load_kubeconfig(auth.cluster_cfg, trust=self._config.trust())
+        return in_cluster()
 
     def _relay_output(self, pod: PodExec, recorder: Recorder, browser: BrowserSocket) -> None:
         auth = self._auth
@@ -581,8 +639,9 @@ class Session:
             pod=auth.pod_name,
             container=auth.container_name,
             user=auth.user,
-            message="",
         )
+        if auth.message:
+            self._show(browser, recorder, f"{printable(auth.message)}\r\n")
         thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=f"{self.id}-input", daemon=True)
         thread.start()
         try:
@@ -593,28 +652,61 @@ class Session:
                 self._bytes_out += len(output)
                 recorder.output(output)
                 browser.send(output)
-                self._input.wait_while_paused()
+                while not self._input.wait_resumed(KEEP_ALIVE_SECONDS):
+                    pod.keep_alive()
             if pod.exit is not None:
-                self.stop(_exit_end(pod.exit.code, pod.exit.message))
+                self.stop(self._exit_end(pod.exit))
+        except PodLost as exc:
+            self.stop(End(self._why_lost() or str(exc), CLUSTER))
         finally:
             self._input.close()
             pod.abort()
             thread.join()
 
+    def _show(self, browser: BrowserSocket, recorder: Recorder, text: str) -> None:
+        """Print a line of the server's own: recorded first, as all that is shown."""
+        recorder.output(text.encode("utf-8", "replace"))
+        browser.send(text.encode("utf-8", "replace"))
+
+    def _exit_end(self, status: ExitStatus) -> End:
+        code = status.code
+        if code is None:
+            return End(status.message, CLUSTER)
+        if code == _KILLED:  # by the user, or with the container: the cluster may know
+            why = self._why_lost()
+            if why:
+                return End(why, CLUSTER, code)
+        reason = "the shell has ended" if code == 0 else f"the shell has ended with exit code {code}"
+        return End(reason, NORMAL, code, notice=False)
+
+    def _why_lost(self) -> str:
+        assert self._target is not None and self._info is not None  # noqa: S101
+        return why_lost(self._target, self._info.login_at, timeout=WHY_TIMEOUT_SECONDS)
+
     def _finish(self) -> None:
         """Tell the browser, free everything, and say goodbye to the hook. Every step is tried."""
-        end = self.stop(SERVER_FAULT)
-        self._say_goodbye(end)
-        if self._pod is not None:
-            self._pod.close()
-        digest = ""
-        if self._recorder is not None:
-            try:
-                digest = self._recorder.close()
-            except RecordError as exc:
-                log_event("error", session=self.id, error=exc)
-        if self._info is not None:
-            self._logout(self._info, end, digest)
+        end = self.stop(SERVER_FAULT)  # which counts only if nothing else has ended the session
+        with contextlib.ExitStack() as steps:  # from the last one to the first
+            steps.callback(self._logout, end)
+            steps.callback(self._close_recording)
+            steps.callback(self._close_pod)
+            steps.callback(self._say_goodbye, end)
+
+    def _close_pod(self) -> None:
+        """Free the connection; end what a session without an exit status left in the pod."""
+        if self._pod is None or self._target is None:
+            return
+        self._pod.close()
+        if self._pod.exit is None:
+            timeout = HANG_UP_TIMEOUT_SECONDS
+            self._hung_up = hang_up(self._target, self.id, self._hang_up_program, timeout=timeout)
+
+    def _close_recording(self) -> None:
+        try:
+            if self._recorder is not None:
+                self._digest = self._recorder.close()
+        except RecordError as exc:
+            log_event("error", session=self.id, error=exc)
 
     def _say_goodbye(self, end: End) -> None:
         notice = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode()
@@ -623,21 +715,24 @@ class Session:
                 self._recorder.output(notice)
         if self._browser is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(BrowserGone):
             if end.notice:
                 self._browser.send(notice)
             self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code)
         self._browser.finish(end.close_code, end.reason)
 
-    def _logout(self, info: SessionInfo, end: End, digest: str) -> None:
+    def _logout(self, end: End) -> None:
+        if self._info is None:
+            return
         info = dataclasses.replace(
-            info,
+            self._info,
             logout_at=time.time(),
             reason=end.reason,
             exit_code=end.exit_code,
             bytes_out=self._bytes_out,
             bytes_in=self._bytes_in,
-            sha256=digest,
+            sha256=self._digest,
+            hung_up=self._hung_up,
         )
         log_event(
             "logout",
@@ -646,6 +741,7 @@ class Session:
             bytes_out=info.bytes_out,
             bytes_in=info.bytes_in,
             exit=info.exit_code,
+            hung_up=info.hung_up,
             reason=info.reason,
         )
         try:
@@ -682,7 +778,7 @@ class Session:
     # The browser's thread.
 
     def on_message(self, message: str | bytes) -> None:
-        """Take one message of the browser. Blocks while the pod takes no input."""
+        """Take one message of the browser."""
         try:
             item = parse_message(message)
         except ValueError:
@@ -692,6 +788,10 @@ class Session:
             self._input.pause(item)
         elif item:
             self._input.put(item)
+
+    def wait_for_room(self, timeout: float) -> bool:
+        """Block while the pod takes no input, ``timeout`` seconds at most. Returns whether more may come."""
+        return self._input.wait_for_room(timeout)
 
     def on_browser_end(self) -> None:
         """The browser's connection has ended."""
@@ -732,14 +832,6 @@ class Session:
         self.stop(SERVER_FAULT)
 
 
-def _exit_end(code: int | None, message: str) -> End:
-    if code is None:
-        return End(message, CLUSTER)
-    return End(
-        "the shell has ended" if code == 0 else f"the shell has ended with exit code {code}", NORMAL, code, False
-    )
-
-
 def parse_message(message: str | bytes) -> bytes | tuple[int, int] | bool | None:
     """A browser's message: keys, a size as (columns, rows), a pause as bool; None for what can be ignored.
 
@@ -749,7 +841,9 @@ def parse_message(message: str | bytes) -> bytes | tuple[int, int] | bool | None
         values = json.loads(message)
         kind = values["type"]
         if kind == "input":
-            return str(values["input"]).encode("utf-8", "replace")
+            if not isinstance(values["input"], str):
+                raise TypeError("input is text")
+            return values["input"].encode("utf-8", "replace")
         if kind == "resize":
             encode_resize(values["cols"], values["rows"])
             return (values["cols"], values["rows"])
@@ -765,7 +859,8 @@ def parse_message(message: str | bytes) -> bytes | tuple[int, int] | bool | None
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
     """What the user is told when a hook raised; anything but Denied is logged with its traceback."""
     if isinstance(exc, Denied):
-        return End(str(exc), DENIED)
+        text = str(exc).replace(token, "[token]") if token else str(exc)
+        return End(printable(text), DENIED)
     trace = traceback.format_exc()
     log.error("error session=%s hook=%s\n%s", session_id, hook, trace.replace(token, "[token]") if token else trace)
     return HOOK_FAILED
@@ -856,7 +951,7 @@ ASSETS = {
             "node_modules/@xterm/addon-clipboard/lib/addon-clipboard.mjs",
             "node_modules/@xterm/addon-fit/lib/addon-fit.mjs",
             "node_modules/@xterm/addon-search/lib/addon-search.mjs",
-            "node_modules/@xterm/addon-unicode-graphemes/lib/addon-unicode-graphemes.mjs",
+            "node_modules/@xterm/addon-unicode11/lib/addon-unicode11.mjs",
             "node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs",
             "node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs",
             "node_modules/asciinema-player/dist/bundle/asciinema-player.css",
@@ -926,20 +1021,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "jumpserver"
     sys_version = ""
 
+    rbufsize = 0  # what follows a WebSocket handshake must not be swallowed by a read-ahead
+
     def setup(self) -> None:
-        self.connection = self.request
-        # Unbuffered: what follows a WebSocket handshake must not be swallowed by a read-ahead.
+        super().setup()
+        self.rfile.close()
         self.rfile = _HeadReader(self.connection, HEAD_SECONDS)  # type: ignore[assignment]
-        self.wfile = socketserver._SocketWriter(self.connection)  # type: ignore[attr-defined]
 
     def do_GET(self) -> None:
         self.close_connection = True
         self.connection.settimeout(SEND_TIMEOUT_SECONDS)
-        url = urllib.parse.urlsplit(self.path)
         try:
+            url = urllib.parse.urlsplit(self.path)
             query = dict(urllib.parse.parse_qsl(url.query, max_num_fields=20))
         except ValueError:
-            self._answer(400, "too many parameters")
+            self._answer(400, "this address is not valid, or has too many parameters")
             return
         if url.path in self.ROUTES:
             getattr(self, self.ROUTES[url.path])(query)
@@ -947,6 +1043,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._asset(url.path)
 
     do_HEAD = do_GET
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """http.server's own answers, without the client's text in them."""
+        self.close_connection = True
+        self._answer(code, http.HTTPStatus(code).phrase)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: http.server's lines hold the query, and so the token."""
@@ -1027,32 +1128,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if allowed and self.headers.get("Origin") not in allowed:
             raise Refused(End("this page may not open a terminal here (see allowed_origins)", DENIED))
 
+    def _wants_v1(self) -> bool:
+        offered = self.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        return SUBPROTOCOL in (name.strip() for name in offered)
+
     def _open_browser(self, session: Session) -> BrowserSocket:
-        offered = [name.strip() for name in self.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        return BrowserSocket(
-            self.connection,
-            key=self.headers["Sec-WebSocket-Key"],
-            subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else "",
-            name=f"{session.id}-browser",
-            on_message=session.on_message,
-            on_end=session.on_browser_end,
-        )
+        subprotocol = SUBPROTOCOL if self._wants_v1() else ""
+        try:
+            return BrowserSocket(self.connection, self.headers["Sec-WebSocket-Key"], subprotocol, session)
+        except OSError:
+            raise BrowserGone from None
 
     def _refuse(self, session: Session, end: End) -> None:
         log_event("refusal", session=session.id, remote=self._remote_addr(), reason=end.reason)
-        if SUBPROTOCOL not in self.headers.get("Sec-WebSocket-Protocol", ""):
+        if not self._wants_v1():
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return
-        with contextlib.suppress(OSError):
+        session.stop(end)  # from here on its input is dropped: it must not wait for a pod
+        with contextlib.suppress(BrowserGone):
             browser = self._open_browser(session)
-            browser.send_json(type="end", reason=end.reason, exit_code=None)
-            browser.finish(end.close_code, end.reason)
+            try:
+                browser.send_json(type="end", reason=end.reason, exit_code=None)
+            finally:
+                browser.finish(end.close_code, end.reason)
 
     # /records/play
 
     def _play(self, query: Mapping[str, str]) -> None:
         filename = query.get("filename", "")
-        if not self.server.config.Record.public and not self._authorized("play", filename, query):
+        if not self._authorized("play", filename, query):
             return
         try:
             path = find_recording(self.server.config.record_path, filename)
@@ -1064,7 +1168,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._send_recording(file)
 
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> bool:
-        """Ask the hook; answer the request when it says no."""
+        """Ask the hook, unless recordings are public; answer the request when it says no."""
+        if self.server.config.Record.public:
+            log_event(action, user="", file=filename, remote=self._remote_addr())
+            return True
         scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
         token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
         if not token:
@@ -1178,7 +1285,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         }
         self._changed = threading.Condition()  # guards _connections
         self._connections: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self.serve_forever, name="listener")
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         if ":" in config.address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(config.address, Handler)
@@ -1222,7 +1329,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
 
     def stop(self, grace: float = 10.0) -> None:
         """End all sessions with a word in their terminals, then everything else. Blocks for 2 x ``grace`` at most."""
-        if self._thread.is_alive():
+        started = self._thread.is_alive()
+        if started:
             self.shutdown()
             self._thread.join()
         self.sessions.close(SHUTTING_DOWN)
@@ -1232,7 +1340,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self._drop_connections()
         self.server_close()
         self.hooks.close()
-        log_event("stop")
+        if started:
+            log_event("stop")
 
     def _drop_connections(self) -> None:
         with self._changed:
@@ -1269,9 +1378,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options.jumpserver}: good")
             return 0
         return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
-    except (ConfigError, HookError) as exc:
+    except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
-        return 2
+    except HookError as exc:
+        print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
+    return 2
 
 
 def serve(config: Config, hooks: Hooks, file: Path) -> int:
@@ -1280,14 +1391,16 @@ def serve(config: Config, hooks: Hooks, file: Path) -> int:
         server = JumpServer(config, hooks)
     except OSError as exc:
         raise ConfigError(f"{file}: listen in [Server]: {config.Server.listen}: {exc.strerror}") from exc
-    stopping = threading.Event()
-    handlers = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Blocked and waited for: a handler might not wake a main thread that waits for a lock. Threads inherit the mask.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         server.start()
-        stopping.wait()
+        signal.sigwait(signals)
     finally:
-        for number, handler in handlers.items():  # a second signal ends the process at once
-            signal.signal(number, handler)
+        for number in signals:  # a second signal ends the process at once
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         server.stop()
     return 0
 

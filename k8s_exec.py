@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
+import errno
+import http.client
+import ipaddress
 import json
+import math
 import os
 import re
 import select
+import shutil
 import socket
 import ssl
+import subprocess
 import tempfile
 import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 import websocket
 
 __all__ = [
-    "SHELL",
+    "KEEP_ALIVE_SECONDS",
     "Cluster",
     "ExecError",
     "ExecRefused",
@@ -36,8 +44,15 @@ __all__ = [
     "KubeconfigError",
     "PodExec",
     "PodLost",
+    "Shell",
+    "Target",
+    "Trust",
+    "hang_up",
+    "in_cluster",
     "load_kubeconfig",
+    "open_shell",
     "parse_yaml",
+    "why_lost",
 ]
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -80,46 +95,35 @@ class PodLost(ExecError):
 # -- YAML ------------------------------------------------------------------------------------------------------------
 
 YAML_MAX_INPUT_BYTES = 1024 * 1024  # characters, when the document comes as str
-YAML_MAX_DEPTH = 50  # collections inside collections, aliases counted in
-YAML_MAX_ALIAS_NODES = 100_000  # nodes that all aliases together stand for
-YAML_MAX_KEY_CHARS = 1024  # YAML 1.2, 7.4.2
+YAML_MAX_DEPTH = 50  # collections inside of collections, also by way of aliases
+YAML_MAX_NODES = 50_000  # an alias counts as all that it stands for
+YAML_MAX_KEY_CHARS = 1024  # with its colon (7.4.2)
 
 _BLANK = frozenset(" \t")
-_SPACE_OR_END = frozenset(" \t\n") | {""}  # "" is what _peek() says at the end of the text
+_END = frozenset(("", "\n"))  # "" is what _peek() says at the end of the text
+_SPACE = _BLANK | _END
+_QUOTES = frozenset("\"'")
 _FLOW_INDICATORS = frozenset(",[]{}")
-_NEVER_PLAIN = frozenset(",[]{}#&*!|>'\"%@`")  # 5.3: these cannot start a plain scalar
-_PLAIN_BEFORE_TEXT = frozenset("-?:")  # 7.3.3: these can, when text follows at once
+_NEVER_FIRST = _FLOW_INDICATORS | _QUOTES | _SPACE | frozenset("#&*!|>%@`")  # of a plain scalar (5.3, 7.3.3)
+_FIRST_BEFORE_TEXT = frozenset("-?:")
 _ANCHOR_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+_HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
+_ESCAPES = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))
+_REFUSED_INDICATORS = {
+    "!": "tags are not supported",
+    "?": "'? ' keys are not supported",
+    "%": "directives are not supported, and no plain text begins with '%'",
+    "-": "a list is not allowed here",
+}
+
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-# Booleans in YAML 1.1 and so to kubectl ("name: no" is "false" to it), text in YAML 1.2.
-_YAML11_BOOLS = frozenset(
+# Booleans in YAML 1.1 and so to kubectl (`name: no` is "false" to it), text in YAML 1.2.
+_OLD_BOOLS = frozenset(
     form for word in ("y", "n", "yes", "no", "on", "off") for form in (word, word.capitalize(), word.upper())
 )
-_ESCAPES = {
-    "0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r",
-    "e": "\x1b", " ": " ", '"': '"', "/": "/", "\\": "\\", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029",
-}  # fmt: skip
-_HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
-_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
-
-# 5.1, less the characters that are line breaks in YAML 1.1 only, and a BOM that is not the first character.
-_FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-_BLANKS = re.compile(r"[ \t]*")
-_TO_LINE_END = re.compile(r"[^\n]*")
-_BREAKS = re.compile(r"[ \t]*\n(?:[ \t]*\n)*( *)[ \t]*")  # group 1: the indentation of the next line with text
-# One line of a plain scalar (7.3.3): ends before ": ", " #" and, in a flow collection, its indicators.
-_PLAIN_LINE = re.compile(r"(?:[^ \t\n:#]|:(?=[^ \t\n])|(?<=[^ \t\n])#|[ \t]+(?=[^ \t\n:#]|:[^ \t\n]))+")
-_PLAIN_FLOW = re.compile(
-    r"(?:[^ \t\n:#,?\[\]{}]|:(?=[^ \t\n,\[\]{}])|(?<=[^ \t\n])#|[ \t]+(?=[^ \t\n:#,?\[\]{}]|:[^ \t\n,\[\]{}]))+"
-)
-_QUOTED_LINE = re.compile(r""""(?:[^"\\\n]|\\[^\n])*"|'(?:[^'\n]|'')*'""")
-_KEY_END = re.compile(r"[ \t]*:(?=[ \t\n]|\Z)")
-_DOUBLE_TEXT = re.compile(r'[^"\\\n \t]+|[ \t]+(?=[^\n \t])')
-_SINGLE_TEXT = re.compile(r"[^'\n \t]+|[ \t]+(?=[^\n \t])")
-_BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([+-]?)|([+-])([1-9]?))?(?=[ \t\n]|\Z)")
-
-# Numbers on which YAML 1.1, YAML 1.2 and kubectl agree; what else looks like one to any of them is refused.
+# Numbers on which YAML 1.1, YAML 1.2 and kubectl agree; whatever else is one to any of them is refused.
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}(?:[eE][-+][0-9]{1,2})?")
 _NUMBER_LIKE = re.compile(
@@ -127,52 +131,54 @@ _NUMBER_LIKE = re.compile(
     r"|\.(?:inf|Inf|INF|nan|NaN|NAN))"
 )
 
+# 5.1, less the line breaks of YAML 1.1 only (U+0085, U+2028, U+2029) and a BOM that does not come first.
+_FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_BLANKS = re.compile(r"[ \t]*")
+_REST_OF_LINE = re.compile(r"[^\n]*")
+_BREAKS = re.compile(r"[ \t]*\n(?:[ \t]*\n)*( *)[ \t]*")  # group 1 indents the next line that is not blank
+_COLON = re.compile(r"[ \t]*:(?=[ \t\n]|\Z)")
+_COLON_AFTER_QUOTE = re.compile(r"[ \t]*:")  # in a flow map, as JSON has it (7.4.2)
+_QUOTED_LINE = re.compile(r""""(?:[^"\\\n]|\\[^\n])*"|'(?:[^'\n]|'')*'""")
+_QUOTED_TEXT = {
+    "'": re.compile(r"[^'\n \t]+|[ \t]+(?=[^\n \t])"),
+    '"': re.compile(r'[^"\\\n \t]+|[ \t]+(?=[^\n \t])'),
+}
+# What a line can hold of a plain scalar (7.3.3): up to ": " or " #", in a flow collection up to an indicator.
+_PLAIN = re.compile(r"(?:[^ \t\n:#]+|:(?=[^ \t\n])|(?<=[^ \t\n])#|[ \t]+(?=[^ \t\n:#]|:[^ \t\n]))+")
+_PLAIN_IN_FLOW = re.compile(
+    r"(?:[^ \t\n:#,?\[\]{}]+|:(?=[^ \t\n,\[\]{}])|(?<=[^ \t\n])#"
+    r"|[ \t]+(?=[^ \t\n:#,?\[\]{}]|:[^ \t\n,\[\]{}]))+"
+)
+_PLAIN_ENDS = re.compile(r"#|(?<![^\n])(?:---|\.\.\.)(?:[ \t\n]|\Z)")  # at the first text of a further line
+_BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([+-]?)|([+-])([1-9]?))?(?=[ \t\n]|\Z)")
+_BLOCK_START = re.compile(r"(?: *\n)* *")
+
 
 def parse_yaml(text: str | bytes) -> object:
     """The one document in `text` as dict, list, str, int, float, bool or None; an empty one is None.
 
-    Reads what kubectl and the tools around it write: block and flow collections, JSON, all five scalar styles,
-    comments, anchors, aliases and `<<`. Keys are text and occur once. Aliases share the object they stand for.
+    Reads what kubectl and the tools around it write: block and flow collections, JSON, all five scalar
+    styles, comments, anchors, aliases (they share the object) and `<<`. Keys are text and occur once.
     Raises KubeconfigError, with the place, for everything else, and nothing but KubeconfigError.
     """
     if len(text) > YAML_MAX_INPUT_BYTES:
         raise KubeconfigError("the document is larger than 1 MiB")
     if isinstance(text, bytes):
-        text = _decode_utf8(text)
+        text = text.decode("utf-8", "surrogateescape")  # what is not UTF-8 becomes forbidden characters
     if text.startswith("\ufeff"):
         text = text[1:]
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    parser = _YamlParser(text)
-    bad = _FORBIDDEN.search(text)
-    if bad:
-        parser.fail(f"the character U+{ord(bad.group()):04X} is not allowed", bad.start())
+    parser = _YamlParser(text.replace("\r\n", "\n").replace("\r", "\n"))
     try:
         return parser.document()
     except RecursionError:
         raise KubeconfigError("the document is nested too deeply") from None
 
 
-def _decode_utf8(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        before = data[: exc.start].decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    line = before.count("\n") + 1
-    raise KubeconfigError("the document is not UTF-8", line, len(before) - before.rfind("\n"))
-
-
-class _MergeKey:
-    """The type of the key `<<`."""
-
-
-_MERGE = _MergeKey()
-
-
 class _YamlParser:
     """Recursive descent over `text`. `pos` is where it reads, `line_start` where the line of `pos` begins.
 
-    `indent` is always the column (from 0) of the collection around a node, -1 for none: what belongs to the
-    node on further lines stands to the right of it (YAML 1.2, 6.1).
+    `indent` is always the column (from 0) of the block collection around a node, -1 for none: further lines
+    of the node stand to the right of it (6.1).
     """
 
     def __init__(self, text: str) -> None:
@@ -180,100 +186,98 @@ class _YamlParser:
         self.pos = 0
         self.line_start = 0
         self.depth = 0
-        self.deepest = 0  # since the anchor that is being read began
-        self.nodes = 0  # read so far, aliases counted with all they stand for
-        self.alias_nodes = 0
+        self.deepest = 0  # since the anchored node that is being read began
+        self.nodes = 0
         self.anchors: dict[str, tuple[object, int, int]] = {}  # name: value, nodes, levels
-
-    # -- position and errors
 
     def fail(self, message: str, pos: int | None = None) -> NoReturn:
         pos = self.pos if pos is None else pos
         line = self.text.count("\n", 0, pos) + 1
         raise KubeconfigError(message, line, pos - self.text.rfind("\n", 0, pos))
 
+    def document(self) -> object:
+        """The only document of the stream (9.2)."""
+        bad = _FORBIDDEN.search(self.text)
+        if bad:
+            surrogate = "\ud800" <= bad.group() <= "\udfff"
+            reason = "not UTF-8" if surrogate else f"the character U+{ord(bad.group()):04X} is not allowed"
+            self.fail(reason, bad.start())
+        self._skip_gap()
+        if self._at_marker("..."):
+            self.fail("'...' before a document")
+        marked = self._at_marker("---")
+        self.pos += 3 if marked else 0
+        value = self._block_node(-1, own_line=not marked)
+        self._skip_gap()
+        if self._at_marker("..."):
+            self.pos += 3
+            self._end_line()
+            self._skip_gap()
+        if self._at_marker("---"):
+            self.fail("more than one document")
+        if self._peek():
+            self.fail("unexpected text after the document")
+        return value
+
+    # Moving on
+
     def _peek(self, ahead: int = 0) -> str:
         return self.text[self.pos + ahead : self.pos + ahead + 1]
 
     def _move(self, pos: int) -> None:
         """Move on to `pos`; every step over a line break goes through here."""
-        line_start = self.text.rfind("\n", self.pos, pos) + 1
-        if line_start:
-            self.line_start = line_start
+        self.line_start = self.text.rfind("\n", self.pos, pos) + 1 or self.line_start
         self.pos = pos
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         match = pattern.match(self.text, self.pos)
-        if match:
-            self._move(match.end())
+        self._move(match.end() if match else self.pos)
 
     def _skip_gap(self) -> bool:
-        """Go to the next token, over blanks, comments and line breaks (6.6, 6.7). True if on another line."""
+        """Go to the next token, over blanks, comments and line breaks (6.7). True if on another line."""
         line_start = self.line_start
-        while True:
-            self._skip(_BLANKS)
-            if self._at_comment():
-                self._skip(_TO_LINE_END)
-            if self._peek() != "\n":
-                return self.line_start != line_start
+        self._skip(_BLANKS)
+        while self._at_comment() or self._peek() == "\n":
+            self._skip(_REST_OF_LINE)
             self._skip(_BREAKS)
+        return self.line_start != line_start
 
     def _at_comment(self) -> bool:
         return self._peek() == "#" and (self.pos == self.line_start or self.text[self.pos - 1] in _BLANK)
 
-    def _at_marker(self, pos: int | None = None) -> bool:
-        """Is this `---` or `...` at the start of a line (9.1.1, 9.1.2)?"""
-        pos = self.pos if pos is None else pos
-        if not self.text.startswith(("---", "..."), pos) or self.text[pos + 3 : pos + 4] not in _SPACE_OR_END:
+    def _at_marker(self, *markers: str) -> bool:
+        """Is this the line of a document marker, by default of either (9.1.2)?"""
+        if self.pos != self.line_start or self._peek(3) not in _SPACE:
             return False
-        return pos == 0 or self.text[pos - 1] == "\n"
+        return self.text.startswith(markers or ("---", "..."), self.pos)
 
     def _at_dash(self) -> bool:
-        return self._peek() == "-" and self._peek(1) in _SPACE_OR_END
+        return self._peek() == "-" and self._peek(1) in _SPACE
 
-    def _tab_before(self) -> int:
-        """Where a tab stands between the start of the line and here; -1 if nowhere."""
-        return self.text.find("\t", self.line_start, self.pos)
+    def _column(self) -> int:
+        return self.pos - self.line_start
 
     def _end_line(self) -> None:
         """Only blanks and a comment may stand between here and the end of the line."""
         self._skip(_BLANKS)
-        if self._peek() in ("", "\n") or self._at_comment():
-            return
         if self._peek() == ":":
             self.fail("a 'key: value' is not allowed here")
-        self.fail(f"unexpected {self._peek()!r} after a value")
+        if self._peek() not in _END and not self._at_comment():
+            self.fail(f"unexpected {self._peek()!r} after a value")
 
-    def _enter(self) -> None:
-        self.depth += 1
-        self.deepest = max(self.deepest, self.depth)
-        if self.depth > YAML_MAX_DEPTH:
+    def _refuse(self, expected: str) -> NoReturn:
+        self.fail(_REFUSED_INDICATORS.get(self._peek(), f"expected {expected}, not {self._peek()!r}"))
+
+    def _count(self, nodes: int, levels: int) -> None:
+        """Account for a node with so many nodes and levels of collections in it."""
+        self.nodes += nodes
+        self.deepest = max(self.deepest, self.depth + levels)
+        if self.nodes > YAML_MAX_NODES:
+            self.fail(f"more than {YAML_MAX_NODES} values, aliases counted in full")
+        if self.depth + levels > YAML_MAX_DEPTH:
             self.fail(f"more than {YAML_MAX_DEPTH} levels of nesting")
 
-    # -- document
-
-    def document(self) -> object:
-        """The only document of the stream (9.2)."""
-        self._skip_gap()
-        own_line = True
-        if self._at_marker():
-            if self._peek() == ".":
-                self.fail("'...' before a document")
-            self.pos += 3
-            own_line = False
-        value = self._block_node(-1, own_line=own_line)
-        self._skip_gap()
-        if self._at_marker() and self._peek() == ".":
-            self.pos += 3
-            self._end_line()
-            self._skip_gap()
-        if self._at_marker():
-            self.fail("more than one document")
-        if self.pos < len(self.text):
-            self.fail("unexpected text after the document")
-        return value
-
-    # -- block style (chapter 8)
+    # Block style (chapter 8)
 
     def _block_node(
         self, indent: int, *, own_line: bool = False, after_key: bool = False, anchored: bool = False
@@ -282,48 +286,43 @@ class _YamlParser:
 
         `own_line`: a block collection may begin on this very line (8.2.1, compact forms).
         """
-        self.nodes += 1
-        if self._skip_gap() or indent < 0 and own_line:
-            own_line = True
-            self._refuse_tab_indent()
-            at_key_column = after_key and self._column() == indent and self._at_dash()
-            if self._column() <= indent and not at_key_column:
-                return None
-        elif self._tab_before() >= 0:
-            own_line = False  # a tab separates, but gives a compact collection no column
-        if self._peek() == "" or self._at_marker():
+        self._count(1, 0)
+        new_line = self._skip_gap()
+        if not self._peek() or self._at_marker():
             return None
-        char = self._peek()
-        if char in ("&", "*") and anchored:
+        if new_line or (indent < 0 and own_line):
+            self._refuse_tab_indent()
+        beside_key = after_key and self._column() == indent and self._at_dash()
+        if new_line and self._column() <= indent and not beside_key:
+            return None
+        if self._peek() in ("&", "*") and anchored:
             self.fail("a second anchor or alias for one node")
-        if char == "&":
+        if self._peek() == "&":
             return self._anchored(lambda: self._block_node(indent, after_key=after_key, anchored=True))
-        if own_line:
+        # A tab after `- ` separates, but gives a compact collection no column.
+        if new_line or (own_line and "\t" not in self.text[self.line_start : self.pos]):
             if self._at_dash():
                 return self._block_list()
-            column, start = self._column(), self.pos
-            key = self._block_key()
+            column = self._column()
+            key = self._key({}, _PLAIN)
             if key is not None:
-                return self._block_map(column, start, key)
-        if char in ("|", ">"):
+                return self._block_map(column, key)
+        if self._peek() in ("|", ">"):
             return self._block_scalar(indent)
-        value = self._flow_node_at(char, indent)
+        value = self._inline_node(indent)
         self._end_line()
         return value
 
-    def _column(self) -> int:
-        return self.pos - self.line_start
-
     def _refuse_tab_indent(self) -> None:
-        """On a new line with text: tabs do not indent (6.1)."""
-        tab = self._tab_before()
-        if tab >= 0 and self._peek() != "":
+        """At the first token of a line (6.1)."""
+        tab = self.text.find("\t", self.line_start, self.pos)
+        if tab >= 0:
             self.fail("a tab is used as indentation", tab)
 
     def _next_entry(self, column: int) -> bool:
         """Go to the next entry of the block collection at `column`; False when it has ended."""
         self._skip_gap()
-        if self._peek() == "" or self._at_marker():
+        if not self._peek() or self._at_marker():
             return False
         self._refuse_tab_indent()
         if self._column() > column:
@@ -332,133 +331,113 @@ class _YamlParser:
 
     def _block_list(self) -> list[object]:
         """8.2.1; `pos` is at the first dash."""
-        self._enter()
+        self.depth += 1
+        self._count(0, 0)
         column = self._column()
         items: list[object] = []
-        while True:
+        while not items or (self._next_entry(column) and self._at_dash()):
             self.pos += 1
             items.append(self._block_node(column, own_line=True))
-            if not self._next_entry(column) or not self._at_dash():
-                break
         self.depth -= 1
         return items
 
-    def _block_map(self, column: int, start: int, key: str | _MergeKey) -> dict[str, object]:
-        """8.2.2; the first key, which began at `start`, has been read."""
-        self._enter()
-        entries = _Entries(self)
-        while True:
-            entries.check(key, start)
-            entries.add(key, self._block_node(column, after_key=True), start)
+    def _block_map(self, column: int, key: str | None) -> dict[str, object]:
+        """8.2.2; the first key and its colon have been read."""
+        self.depth += 1
+        self._count(0, 0)
+        entries: dict[str, object] = {}
+        while key is not None:
+            entries[key] = self._block_node(column, after_key=True)
             if not self._next_entry(column):
-                break
-            start = self.pos
-            next_key = self._block_key()
-            if next_key is None:
-                self.fail("expected 'key: value'")
-            key = next_key
-        self.depth -= 1
-        return entries.result()
+                self.depth -= 1
+                return self._merged(entries)
+            key = self._key(entries, _PLAIN)
+        self._refuse("'key: value'")
 
-    def _block_key(self) -> str | _MergeKey | None:
-        """Read an implicit key and its colon (7.4.2); None, and `pos` unmoved, if this line begins with none."""
-        start = self.pos
-        quoted = self._peek() in ("'", '"')
-        if not quoted and not self._plain_starts(in_flow=False):
-            return None
-        match = (_QUOTED_LINE if quoted else _PLAIN_LINE).match(self.text, start)
-        colon = _KEY_END.match(self.text, match.end()) if match else None
+    def _key(self, entries: dict[str, object], plain: re.Pattern[str]) -> str | None:
+        """Read a key that is not in `entries` and its colon, on one line (7.4.2, 8.2.2).
+
+        None, and `pos` unmoved, if there is none here.
+        """
+        start, in_quotes = self.pos, self._peek() in _QUOTES
+        match = _QUOTED_LINE.match(self.text, start) if in_quotes else self._plain_line(plain)
+        in_json = in_quotes and plain is _PLAIN_IN_FLOW
+        colon = match and (_COLON_AFTER_QUOTE if in_json else _COLON).match(self.text, match.end())
         if not match or not colon:
             return None
-        key = self._quoted() if quoted else self._plain_key(match.group(), start)
-        self._check_key_length(start, colon.end())
+        if colon.end() - start > YAML_MAX_KEY_CHARS:
+            self.fail(f"a key of more than {YAML_MAX_KEY_CHARS} characters")
+        text = match.group()
+        key = self._quoted() if in_quotes else text if text == "<<" else self._resolve(text, start)
+        if not isinstance(key, str) or (in_quotes and key == "<<"):
+            self.fail("a key must be text, in quotes if need be, and not '<<' in quotes", start)
+        if key in entries:
+            self.fail("a key occurs twice", start)
         self.pos = colon.end()
         return key
 
-    def _check_key_length(self, start: int, end: int) -> None:
-        if end - start > YAML_MAX_KEY_CHARS:
-            self.fail(f"a key of more than {YAML_MAX_KEY_CHARS} characters", start)
-
-    def _plain_key(self, text: str, start: int) -> str | _MergeKey:
-        if text == "<<":
-            return _MERGE
-        key = self._resolve(text, start)
-        if not isinstance(key, str):
-            self.fail("a key must be text; put it in quotes", start)
-        return key
+    def _merged(self, entries: dict[str, object]) -> dict[str, object]:
+        """The entries that `<<` names join those of the map itself, which win; then the first one wins."""
+        if "<<" in entries:
+            value = entries.pop("<<")
+            for source in value if isinstance(value, list) else [value]:
+                if not isinstance(source, dict):
+                    self.fail("'<<' in the map before this takes a map or a list of maps")
+                for key, item in source.items():
+                    entries.setdefault(key, item)
+        return entries
 
     def _block_scalar(self, indent: int) -> str:
-        """`|` and `>` with indentation and chomping indicators (8.1)."""
+        """`|` and `>` with their indicators of indentation and chomping (8.1)."""
         header = _BLOCK_HEADER.match(self.text, self.pos)
         if not header:
             self.fail("not the header of a block scalar")
         digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
-        folded = self._peek() == ">"
         self.pos = header.end()
         self._end_line()
-        self._skip(_TO_LINE_END)
+        self._skip(_REST_OF_LINE)
         self._move(min(self.pos + 1, len(self.text)))
-        least = max(indent + 1, 1)
-        width = least + int(digit) - 1 if digit else self._detect_indent(least)
-        lines, ended = self._block_lines(width)
-        blank = 0
-        while lines and not lines[-1]:
-            lines.pop()
-            blank += 1
-        body = _fold_block(lines) if folded else "\n".join(lines)
-        if chomp == "-" or not (lines or blank):
-            return body
-        final = "\n" if lines and (blank or ended) else ""
-        if chomp == "+":
-            return body + final + "\n" * (blank if ended or not lines else blank - 1)
-        return body + final
+        lines = self._block_lines(max(indent, 0) + int(digit) if digit else self._detect_width(indent))
+        blank_lines = 0
+        while lines and lines[-1] in _END:
+            blank_lines += len(lines.pop())
+        text = "".join(lines) if header.group()[0] == "|" else _fold_block(lines)
+        if chomp == "-" and text[-1:] == "\n":
+            return text[:-1]
+        return text + "\n" * blank_lines if chomp == "+" else text
 
-    def _detect_indent(self, least: int) -> int:
-        """The column of the first line with text (8.1.1.1)."""
-        pos, widest = self.pos, 0
-        while True:
-            end = pos
-            while self.text[end : end + 1] == " ":
-                end += 1
-            if self.text[end : end + 1] != "\n":
-                break
-            widest = max(widest, end - pos)
-            pos = end + 1
-        width = max(end - pos, least)
-        if widest > width:
-            self.fail("a blank line is indented more than the text of its block scalar", pos)
+    def _detect_width(self, indent: int) -> int:
+        """The column of the first line that is not blank (8.1.1.1)."""
+        match = _BLOCK_START.match(self.text, self.pos)
+        *blank, first = (match.group() if match else "").split("\n")
+        width = max(len(first), indent + 1, 1)
+        if any(len(line) > width for line in blank):
+            self.fail("a blank line reaches further than the indentation of its block scalar")
         return width
 
-    def _block_lines(self, width: int) -> tuple[list[str], bool]:
-        """Lines of a block scalar without their indentation, and whether the last one had a line break."""
+    def _block_lines(self, width: int) -> list[str]:
+        """The lines of a block scalar with their breaks, without their indentation."""
         lines: list[str] = []
-        ended = True
-        text = self.text
-        while self.pos < len(text):
-            end = text.find("\n", self.pos)
-            ended = end >= 0
-            end = end if ended else len(text)
-            stripped = self.pos
-            while stripped < end and stripped - self.pos < width and text[stripped] == " ":
-                stripped += 1
-            if stripped < end and stripped - self.pos < width:
-                if text[stripped] == "\t":
-                    self.fail("a tab is used as indentation", stripped)
-                return lines, True
-            if stripped == end and not ended:
-                self._move(end)
-                return lines, True
-            lines.append(text[stripped:end])
-            self._move(min(end + 1, len(text)))
-        return lines, ended
+        while self._peek():
+            end = self.text.find("\n", self.pos) + 1 or len(self.text)
+            line = self.text[self.pos : end]
+            indentation = len(line) - len(line.lstrip(" "))
+            if indentation < width and line[indentation:] not in _END:
+                if line[indentation] == "\t":
+                    self.fail("a tab is used as indentation", self.pos + indentation)
+                break
+            lines.append(line[min(indentation, width) :])
+            self._move(end)
+        return lines
 
-    # -- flow style (chapter 7)
+    # Flow style (chapter 7)
 
-    def _flow_node_at(self, char: str, indent: int | None) -> object:
-        """A scalar, alias or flow collection that begins with `char`; `indent` is None inside of a collection."""
+    def _inline_node(self, indent: int | None) -> object:
+        """An alias, a flow collection or a flow scalar; `indent` is None inside of a flow collection."""
+        char = self._peek()
         if char == "*":
             return self._alias()
-        if char in ("'", '"'):
+        if char in _QUOTES:
             return self._quoted()
         if char == "[":
             return self._flow_list()
@@ -468,110 +447,77 @@ class _YamlParser:
 
     def _flow_node(self, *, anchored: bool = False) -> object:
         """A node inside of a flow collection; None for one that is left empty."""
-        self.nodes += 1
+        self._count(1, 0)
         self._skip_flow_gap()
-        char = self._peek()
-        if char in ("&", "*") and anchored:
+        if self._peek() in ("&", "*") and anchored:
             self.fail("a second anchor or alias for one node")
-        if char == "&":
+        if self._peek() == "&":
             return self._anchored(lambda: self._flow_node(anchored=True))
-        if char in (",", "]", "}"):
-            return None
-        return self._flow_node_at(char, None)
+        return None if self._peek() in (",", "]", "}") else self._inline_node(None)
 
     def _skip_flow_gap(self) -> None:
         self._skip_gap()
-        if self._peek() == "":
+        if not self._peek() or self._at_marker():
             self.fail("a '[' or '{' is not closed")
-        if self._at_marker():
-            self.fail("a document marker inside of '[' or '{'")
 
-    def _next_flow_entry(self, close: str, first: bool) -> bool:
-        """Go to the next entry of the flow collection that ends with `close`; False, and past it, at the end."""
+    def _next_flow_entry(self, close: str, *, first: bool) -> bool:
+        """Go to the next entry of a flow collection; False, and past `close`, at its end."""
         self._skip_flow_gap()
         if not first and self._peek() == ",":
             self.pos += 1
             self._skip_flow_gap()
         elif not first and self._peek() != close:
             self.fail(f"expected ',' or {close!r}")
-        if self._peek() == close:
-            self.pos += 1
-            return False
         if self._peek() == ",":
             self.fail("expected a value before ','")
-        return True
+        if self._peek() != close:
+            return True
+        self.pos += 1
+        return False
 
     def _flow_list(self) -> list[object]:
-        """7.4.1, without the `[key: value]` form."""
-        self._enter()
+        """7.4.1, without the form `[key: value]`."""
+        self.depth += 1
+        self._count(0, 0)
         self.pos += 1
         items: list[object] = []
-        while self._next_flow_entry("]", not items):
+        while self._next_flow_entry("]", first=not items):
             items.append(self._flow_node())
         self.depth -= 1
         return items
 
     def _flow_map(self) -> dict[str, object]:
-        """7.4.2; every key has its colon."""
-        self._enter()
+        """7.4.2, without keys that have no colon."""
+        self.depth += 1
+        self._count(0, 0)
         self.pos += 1
-        entries = _Entries(self)
-        first = True
-        while self._next_flow_entry("}", first):
-            first = False
-            start = self.pos
-            key = self._flow_key()
-            entries.check(key, start)
-            entries.add(key, self._flow_node(), start)
+        entries: dict[str, object] = {}
+        while self._next_flow_entry("}", first=not entries):
+            key = self._key(entries, _PLAIN_IN_FLOW)
+            if key is None:
+                self._refuse("'key: value'")
+            entries[key] = self._flow_node()
         self.depth -= 1
-        return entries.result()
+        return self._merged(entries)
 
-    def _flow_key(self) -> str | _MergeKey:
-        """Read a key and its colon, which stand on one line."""
-        start = self.pos
-        key: str | _MergeKey
-        quoted = self._peek() in ("'", '"')
-        if quoted:
-            line_start = self.line_start
-            key = self._quoted()
-            if self.line_start != line_start:
-                self.fail("a key of more than one line", start)
-        else:
-            match = _PLAIN_FLOW.match(self.text, start) if self._plain_starts(in_flow=True) else None
-            if not match:
-                self._refuse_indicator("a key")
-            key = self._plain_key(match.group(), start)
-            self.pos = match.end()
-        self._skip(_BLANKS)
-        # JSON-like keys need no space after the colon (7.4.2).
-        if self._peek() != ":" or not (quoted or self._peek(1) in _SPACE_OR_END):
-            self.fail("expected ': ' after a key")
-        self.pos += 1
-        self._check_key_length(start, self.pos)
-        return key
-
-    # -- anchors and aliases (6.9.2, 7.1)
+    # Anchors and aliases (6.9.2, 7.1)
 
     def _anchor_name(self) -> str:
         """The name after `&` or `*`."""
-        end = self.pos + 1
+        start = end = self.pos + 1
         while self.text[end : end + 1] in _ANCHOR_CHARS:
             end += 1
-        name = self.text[self.pos + 1 : end]
-        if not name or self.text[end : end + 1] not in _SPACE_OR_END | _FLOW_INDICATORS:
+        if start == end or self.text[end : end + 1] not in _SPACE | _FLOW_INDICATORS:
             self.fail("not an anchor name of letters, digits, '-' and '_'")
         self.pos = end
-        return name
+        return self.text[start:end]
 
-    def _anchored(self, read: Callable[[], object]) -> object:
-        """A node with an anchor. The name is known only after the node, so no alias can hold itself."""
-        start = self.pos
+    def _anchored(self, read_node: Callable[[], object]) -> object:
+        """A node with an anchor. The name is known only after the node, so nothing can hold itself."""
+        start, nodes_before, deepest_before = self.pos, self.nodes, self.deepest
         name = self._anchor_name()
-        if name in self.anchors:
-            self.fail("an anchor is defined twice", start)
-        nodes_before, deepest_before = self.nodes, self.deepest
         self.deepest = self.depth
-        value = read()
+        value = read_node()
         if name in self.anchors:
             self.fail("an anchor is defined twice", start)
         self.anchors[name] = value, self.nodes - nodes_before, self.deepest - self.depth
@@ -584,43 +530,35 @@ class _YamlParser:
         if name not in self.anchors:
             self.fail("an alias without an anchor before it", start)
         value, nodes, levels = self.anchors[name]
-        self.nodes += nodes
-        self.alias_nodes += nodes
-        self.deepest = max(self.deepest, self.depth + levels)
-        if self.alias_nodes > YAML_MAX_ALIAS_NODES:
-            self.fail("the aliases stand for too much", start)
-        if self.depth + levels > YAML_MAX_DEPTH:
-            self.fail(f"more than {YAML_MAX_DEPTH} levels of nesting", start)
+        self._count(nodes, levels)
         return value
 
-    # -- scalars
+    # Flow scalars (7.3)
 
     def _quoted(self) -> str:
         """A single- or double-quoted scalar, folded over lines (7.3.1, 7.3.2)."""
         start, quote = self.pos, self._peek()
-        plain_text = _DOUBLE_TEXT if quote == '"' else _SINGLE_TEXT
+        text = _QUOTED_TEXT[quote]
         parts: list[str] = []
         self.pos += 1
         while True:
-            match = plain_text.match(self.text, self.pos)
+            match = text.match(self.text, self.pos)
             if match:
                 parts.append(match.group())
                 self.pos = match.end()
-                continue
-            char = self._peek()
-            if char == quote:
-                self.pos += 1
-                if quote == '"' or self._peek() != "'":
-                    return "".join(parts)
-                parts.append("'")
-                self.pos += 1
-            elif char == "\\":
-                parts.append(self._escape())
-            else:
+            elif self._peek() == "\\":
+                parts.append(self._escape(start))
+            elif self._peek() != quote:
                 parts.append(self._fold_quoted(start))
+            elif quote == "'" and self._peek(1) == "'":
+                parts.append("'")
+                self.pos += 2
+            else:
+                self.pos += 1
+                return "".join(parts)
 
     def _fold_quoted(self, start: int) -> str:
-        """Blanks and line breaks of a quoted scalar as a space or line breaks (6.5)."""
+        """Blanks and line breaks of the scalar that began at `start` as a space or line breaks (6.5)."""
         breaks = _BREAKS.match(self.text, self.pos)
         if not breaks or breaks.end() == len(self.text):
             self.fail("a quote is not closed", start)
@@ -629,69 +567,50 @@ class _YamlParser:
             self.fail("a document marker inside of quotes")
         return _folded(breaks.group().count("\n"))
 
-    def _escape(self) -> str:
-        """One escape sequence of a double-quoted scalar (5.7); `pos` is at the backslash."""
+    def _escape(self, start: int) -> str:
+        """One escape sequence of the double-quoted scalar that began at `start` (5.7)."""
         code = self._peek(1)
-        if code == "\n":  # the line break is escaped: no space comes of it
-            self._move(self.pos + 1)
-            folded = self._fold_quoted(self.pos)
-            return "" if folded == " " else folded
+        if code == "\n":  # an escaped line break leaves no space
+            self.pos += 1
+            return self._fold_quoted(start).lstrip(" ")
+        digits = self.text[self.pos + 2 : self.pos + 2 + _HEX_ESCAPES.get(code, 0)]
         if code in _HEX_ESCAPES:
-            return self._hex_escape(_HEX_ESCAPES[code])
-        if code not in _ESCAPES:
+            if len(digits) < _HEX_ESCAPES[code] or not _HEX_DIGITS.issuperset(digits):
+                self.fail(f"expected {_HEX_ESCAPES[code]} hexadecimal digits")
+            number = int(digits, 16)
+            if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
+                self.fail("an escape sequence that is not a character")
+        elif code not in _ESCAPES:
             self.fail("not a YAML escape sequence")
-        self.pos += 2
-        return _ESCAPES[code]
+        self.pos += 2 + len(digits)
+        return chr(number) if digits else _ESCAPES[code]
 
-    def _hex_escape(self, length: int) -> str:
-        digits = self.text[self.pos + 2 : self.pos + 2 + length]
-        if len(digits) < length or not _HEX_DIGITS.issuperset(digits):
-            self.fail(f"expected {length} hexadecimal digits")
-        number = int(digits, 16)
-        if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-            self.fail("an escape sequence that is not a character")
-        self.pos += 2 + length
-        return chr(number)
-
-    def _plain_starts(self, *, in_flow: bool) -> bool:
-        """May a plain scalar begin here (7.3.3)?"""
+    def _plain_line(self, plain: re.Pattern[str]) -> re.Match[str] | None:
+        """The first line of a plain scalar, if one may begin here (7.3.3)."""
         char, after = self._peek(), self._peek(1)
-        if char in _PLAIN_BEFORE_TEXT:
-            if in_flow:
-                return char == "-" and after not in _SPACE_OR_END and after not in _FLOW_INDICATORS
-            return after not in _SPACE_OR_END
-        return char not in _NEVER_PLAIN and char not in _SPACE_OR_END
-
-    def _refuse_indicator(self, expected: str) -> NoReturn:
-        reasons = {
-            "!": "tags are not supported",
-            "?": "'? ' keys are not supported",
-            "%": "directives are not supported",
-            "-": "a list is not allowed here",
-        }
-        self.fail(reasons.get(self._peek(), f"expected {expected}, not {self._peek()!r}"))
+        if char in _FIRST_BEFORE_TEXT:
+            in_flow = plain is _PLAIN_IN_FLOW
+            if after in _SPACE or (in_flow and (char != "-" or after in _FLOW_INDICATORS)):
+                return None
+        return None if char in _NEVER_FIRST else plain.match(self.text, self.pos)
 
     def _plain(self, indent: int | None) -> object:
         """A plain scalar, folded over lines (7.3.3); `indent` is None inside of a flow collection."""
-        start = self.pos
-        pattern = _PLAIN_FLOW if indent is None else _PLAIN_LINE
-        match = pattern.match(self.text, start) if self._plain_starts(in_flow=indent is None) else None
+        start, plain = self.pos, _PLAIN_IN_FLOW if indent is None else _PLAIN
+        match = self._plain_line(plain)
         if not match:
-            self._refuse_indicator("a value")
-        parts: list[str] = []
+            self._refuse("a value")
+        text = [match.group()]
         while match:
-            parts.append(match.group())
             self._move(match.end())
             breaks = _BREAKS.match(self.text, self.pos)
             if not breaks or (indent is not None and len(breaks.group(1)) <= indent):
                 break
-            if self._at_marker(breaks.end()) or self.text[breaks.end() : breaks.end() + 1] == "#":
-                break
-            parts.append(_folded(breaks.group().count("\n")))
-            match = pattern.match(self.text, breaks.end())
-        else:
-            parts.pop()  # the fold before a line that does not go on with the scalar
-        return self._resolve("".join(parts), start)
+            end = breaks.end()
+            match = None if _PLAIN_ENDS.match(self.text, end) else plain.match(self.text, end)
+            if match:
+                text += _folded(breaks.group().count("\n")), match.group()
+        return self._resolve("".join(text), start)
 
     def _resolve(self, text: str, start: int) -> object:
         """The value of a plain scalar: the core schema (10.3.2) where YAML 1.1 and kubectl read the same."""
@@ -699,97 +618,87 @@ class _YamlParser:
             return None
         if text in _BOOLS:
             return _BOOLS[text]
-        if text in _YAML11_BOOLS:
+        if text in _OLD_BOOLS:
             self.fail("a boolean to some readers and text to others; use quotes, true or false", start)
-        if text == "<<":
-            self.fail("'<<' is a key only; put it in quotes", start)
         if _INT.fullmatch(text):
             return int(text)
         if _FLOAT.fullmatch(text):
             return float(text)
         if _NUMBER_LIKE.fullmatch(text[0] + text[1:].replace("_", "")):
             self.fail("a number that readers take differently; put it in quotes", start)
+        if text == "<<":
+            self.fail("'<<' is a key only; put it in quotes", start)
         return text
 
 
-class _Entries:
-    """A map while it is read: refuses a second key of one name, merges `<<`."""
-
-    def __init__(self, parser: _YamlParser) -> None:
-        self._parser = parser
-        self._own: dict[str, object] = {}
-        self._merged: dict[str, object] | None = None
-
-    def check(self, key: str | _MergeKey, start: int) -> None:
-        if self._merged is not None if isinstance(key, _MergeKey) else key in self._own:
-            self._parser.fail("a key occurs twice", start)
-
-    def add(self, key: str | _MergeKey, value: object, start: int) -> None:
-        if not isinstance(key, _MergeKey):
-            self._own[key] = value
-            return
-        self._merged = {}
-        for source in value if isinstance(value, list) else [value]:
-            if not isinstance(source, dict):
-                self._parser.fail("'<<' takes a map or a list of maps", start)
-            for name, item in source.items():
-                self._merged.setdefault(name, item)  # the first of several wins
-
-    def result(self) -> dict[str, object]:
-        """The map; its own keys win over merged ones."""
-        return {**self._merged, **self._own} if self._merged else self._own
-
-
 def _folded(breaks: int) -> str:
-    """What line breaks between two lines of a flow scalar stand for (6.5)."""
+    """What line breaks between two lines of text stand for (6.5)."""
     return " " if breaks == 1 else "\n" * (breaks - 1)
 
 
 def _fold_block(lines: list[str]) -> str:
-    """The lines of a `>` scalar; lines that begin with a blank keep their breaks (8.1.3)."""
+    """The lines of a `>` scalar; lines that begin with a blank keep the breaks around them (8.1.3)."""
     parts: list[str] = []
-    previous = ""  # the last line with text
-    blank = 0
+    previous, breaks = " ", 0
     for line in lines:
-        if not line:
-            blank += 1
-            continue
-        if previous and (previous[0] in _BLANK or line[0] in _BLANK):
-            parts.append("\n" * (blank + 1))
-        elif previous:
-            parts.append("\n" * blank if blank else " ")
-        else:
-            parts.append("\n" * blank)
-        parts.append(line)
-        previous, blank = line, 0
-    return "".join(parts)
+        if line != "\n":
+            keep = previous[0] in _BLANK or line[0] in _BLANK
+            parts += "\n" * breaks if keep else _folded(breaks), line.rstrip("\n")
+            previous, breaks = line, 0
+        breaks += 1
+    return "".join(parts) + ("\n" if lines and lines[-1][-1] == "\n" else "")
 
 
-# -- kubeconfig ------------------------------------------------------------------------------------------------
+# -- kubeconfig ------------------------------------------------------------------------------------------------------
 
-_TOKEN_CHARACTERS = re.compile(r"[\x21-\x7e]+")
-_USER_KEYS_REFUSED = {
-    "exec": "running a credential plugin from a kubeconfig is not allowed here; use a token or a client certificate",
-    "auth-provider": "kubectl removed auth providers in 1.26; use a token or a client certificate",
-    "tokenFile": "files of this host may not be named by a kubeconfig; put the token itself under token",
-    "client-certificate": "files of this host may not be named by a kubeconfig; use client-certificate-data",
-    "client-key": "files of this host may not be named by a kubeconfig; use client-key-data",
-    "username": "basic authentication was removed from Kubernetes in 1.19; use a token or a client certificate",
-    "password": "basic authentication was removed from Kubernetes in 1.19; use a token or a client certificate",
-    "as": "impersonation is not supported",
-    "as-uid": "impersonation is not supported",
-    "as-groups": "impersonation is not supported",
-    "as-user-extra": "impersonation is not supported",
-}
-_CLUSTER_KEYS_REFUSED = {
-    "certificate-authority": "files of this host may not be named by a kubeconfig; use certificate-authority-data",
-    "proxy-url": "a proxy to the cluster is not supported",
-}
+FILE_LIMIT_BYTES = 1 << 20
+SERVICE_ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]%@!$&'()*+,;=-]+")
+_AUTH_API = "client.authentication.k8s.io/"
+_NO_FILE = "files of this host may not be named by this kubeconfig (see allow_files)"
+_NO_PLUGIN = "this kubeconfig may not run this program (see allow_exec)"
+# Variables that would make an allowed program load or run something else.
+_NO_ENV = re.compile(r"PATH|IFS|ENV|BASH_ENV|SHELLOPTS|NODE_OPTIONS|PERL5.*|RUBYOPT|(LD|DYLD|PYTHON|GCONV|LIB).*", re.I)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a kubeconfig may make this host do. By default nothing but open connections."""
+
+    folder: Path | None = None  # of a file of the operator's: all is allowed, relative paths start here
+    allow_exec: tuple[str, ...] = ()  # commands of credential plugins
+    allow_files: tuple[Path, ...] = ()  # folders whose files may be read
+    allow_servers: tuple[str, ...] = ()  # host names, *.domains, addresses, networks; empty: any
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A program that makes credentials (client-go's ``exec``). ``info`` is what KUBERNETES_EXEC_INFO tells it."""
+
+    command: str
+    args: tuple[str, ...] = field(default=(), repr=False)
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    info: str = field(default="", repr=False)
+    install_hint: str = ""
+
+
+@dataclass(frozen=True)
+class User:
+    """Who we are in a cluster. Nothing of it shows in ``repr``."""
+
+    certificate_pem: bytes = field(default=b"", repr=False)
+    key_pem: bytes = field(default=b"", repr=False)
+    token: str = field(default="", repr=False)
+    token_file: Path | None = field(default=None, repr=False)
+    basic: str = field(default="", repr=False)  # user:password
+    impersonation: tuple[str, ...] = field(default=(), repr=False)  # header lines
+    plugin: Plugin | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a cluster is and who we are there. PEM texts and the token never show in ``repr``."""
+    """Where a cluster is and who we are there."""
 
     host: str
     port: int
@@ -798,126 +707,258 @@ class Cluster:
     tls_server_name: str = ""
     insecure_skip_tls_verify: bool = False
     ca_pem: str = field(default="", repr=False)
-    client_certificate_pem: bytes = field(default=b"", repr=False)
-    client_key_pem: bytes = field(default=b"", repr=False)
-    token: str = field(default="", repr=False)
+    proxy_url: str = field(default="", repr=False)
+    allow_servers: tuple[str, ...] = ()
+    user: User = User()
 
 
-def load_kubeconfig(text: str | bytes, context: str | None = None) -> Cluster:
+def load_kubeconfig(text: str | bytes, context: str | None = None, trust: Trust = Trust()) -> Cluster:
     """Read the named context, or the current one, of a kubeconfig in YAML or JSON.
 
-    Raises KubeconfigError for what cannot be read, what is missing, and what would have to be guessed.
+    Reads the files that it names, where ``trust`` allows them. Raises KubeconfigError for what cannot be read, what
+    is missing, what is not allowed, and what would have to be guessed.
     """
     document = parse_yaml(text)
     if not isinstance(document, dict):
         raise KubeconfigError("a kubeconfig is a map with clusters, users and contexts")
-    name = context or _text(document, "current-context", "the kubeconfig")
+    name = context or _Entry(document, "the kubeconfig", trust).text("current-context")
     if not name:
         raise KubeconfigError("the kubeconfig has no current-context")
-    chosen = _named(document, "contexts", "context", name)
-    where = f"context {name!r}"
-    cluster_name = _text(chosen, "cluster", where)
-    cluster = _named(document, "clusters", "cluster", cluster_name)
-    user_name = _text(chosen, "user", where)
-    user = _named(document, "users", "user", user_name) if user_name else {}
-    return _cluster(cluster, f"cluster {cluster_name!r}", user, f"user {user_name!r}", _text(chosen, "namespace", where))
+    chosen = _Entry.named(document, "contexts", "context", name, trust)
+    user_name = chosen.text("user")
+    user = _Entry.named(document, "users", "user", user_name, trust) if user_name else _Entry({}, "no user", trust)
+    cluster = _Entry.named(document, "clusters", "cluster", chosen.text("cluster"), trust)
+    return _cluster(cluster, user, chosen.text("namespace"))
 
 
-def _named(document: dict[str, Any], section: str, key: str, name: str) -> dict[str, Any]:
-    """The map under ``key`` of the entry of that name, in a list of ``{name: …, key: {…}}``; the first one counts."""
-    entries = document.get(section)
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and entry.get("name") == name:
-            value = entry.get(key)
-            if value is None:
-                return {}
-            if isinstance(value, dict):
-                return value
-            break
-    raise KubeconfigError(f"the kubeconfig has no {key} named {name!r} under {section}")
+def in_cluster() -> Cluster:
+    """The cluster that this server itself runs in, as its service account. Raises KubeconfigError outside of one."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host or not port.isdigit():
+        raise KubeconfigError("no kubeconfig was given, and this server does not run in a cluster")
+    folder = SERVICE_ACCOUNT_FOLDER
+    try:
+        ca, namespace = (folder / "ca.crt").read_text("ascii"), (folder / "namespace").read_text("ascii").strip()
+    except (OSError, ValueError):
+        raise KubeconfigError("no kubeconfig was given, and the pod of this server has no service account") from None
+    return Cluster(host, int(port), namespace=namespace, ca_pem=ca, user=User(token_file=folder / "token"))
 
 
-def _cluster(cluster: dict[str, Any], cluster_at: str, user: dict[str, Any], user_at: str, namespace: str) -> Cluster:
-    _refuse(cluster, cluster_at, _CLUSTER_KEYS_REFUSED)
-    _refuse(user, user_at, _USER_KEYS_REFUSED)
-    host, port, path_prefix = _server(_text(cluster, "server", cluster_at), cluster_at)
-    certificate = _base64(user, "client-certificate-data", user_at)
-    key = _base64(user, "client-key-data", user_at)
-    if bool(certificate) != bool(key):
-        raise KubeconfigError(f"{user_at}: client-certificate-data and client-key-data go together")
-    token = _text(user, "token", user_at).strip()
-    if token and not _TOKEN_CHARACTERS.fullmatch(token):
-        raise KubeconfigError(f"{user_at}: the token has characters that cannot stand in a header")
-    ca = _base64(cluster, "certificate-authority-data", cluster_at)
-    insecure = _boolean(cluster, "insecure-skip-tls-verify", cluster_at)
+class _Entry:
+    """One map of a kubeconfig; its values are taken by type, and errors name the key but no value."""
+
+    def __init__(self, values: dict[str, Any], where: str, trust: Trust) -> None:
+        self.values = values
+        self.where = where
+        self.trust = trust
+
+    @classmethod
+    def named(cls, document: dict[str, Any], section: str, key: str, name: str, trust: Trust) -> _Entry:
+        """The map under ``key`` of the first entry of that name in a list of ``{name: …, key: {…}}``."""
+        entries = document.get(section)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and entry.get("name") == name:
+                value = entry.get(key) or {}
+                if isinstance(value, dict):
+                    return cls(value, f"{key} {printable(name)!r}", trust)
+        raise KubeconfigError(f"the kubeconfig has no {key} named {printable(name)!r} under {section}")
+
+    def fail(self, key: str, why: str) -> NoReturn:
+        raise KubeconfigError(f"{self.where}: {key}: {why}")
+
+    def text(self, key: str) -> str:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            self.fail(key, "must be text")
+        return value or ""
+
+    def header_text(self, key: str) -> str:
+        text = self.text(key).strip()
+        if not _HEADER_TEXT.fullmatch(text):
+            self.fail(key, "has characters that cannot stand in a header")
+        return text
+
+    def boolean(self, key: str) -> bool:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.fail(key, "must be true or false")
+        return bool(value)
+
+    def list_of(self, key: str, kind: type) -> list[Any]:
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            self.fail(key, f"must be a list of {'texts' if kind is str else 'maps'}")
+        return value
+
+    def map(self, key: str) -> dict[str, Any]:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            self.fail(key, "must be a map")
+        return value or {}
+
+    def path(self, key: str) -> Path | None:
+        """The file that is named, if it may be read."""
+        name = self.text(key)
+        if not name:
+            return None
+        if self.trust.folder is not None:
+            return self.trust.folder / name
+        try:
+            path = Path(name).resolve(strict=True)
+            if any(folder.resolve() in path.parents for folder in self.trust.allow_files):
+                return path
+        except (OSError, ValueError, RuntimeError):
+            pass
+        self.fail(key, _NO_FILE)
+
+    def pem(self, key: str) -> bytes:
+        """What stands as base64 under ``key``-data, else what the file under ``key`` holds."""
+        data = self.text(f"{key}-data")
+        if data:
+            try:
+                return base64.b64decode("".join(data.split()), validate=True)
+            except ValueError:
+                self.fail(f"{key}-data", "is not base64")
+        path = self.path(key)
+        try:
+            return read_file(path) if path else b""
+        except OSError as exc:
+            self.fail(key, f"the file cannot be read: {exc.strerror}")
+
+
+def read_file(path: Path) -> bytes:
+    """A small file. Raises OSError, also for one of more than 1 MiB."""
+    with path.open("rb") as file:
+        data = file.read(FILE_LIMIT_BYTES + 1)
+    if len(data) > FILE_LIMIT_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return data
+
+
+def _cluster(cluster: _Entry, user: _Entry, namespace: str) -> Cluster:
+    host, port, path_prefix = _server(cluster)
+    ca, insecure = cluster.pem("certificate-authority"), cluster.boolean("insecure-skip-tls-verify")
     if ca and insecure:
-        raise KubeconfigError(f"{cluster_at}: certificate-authority-data and insecure-skip-tls-verify exclude each other")
+        cluster.fail("insecure-skip-tls-verify", "cannot be set together with a certificate authority")
+    try:
+        ca_pem = ca.decode("ascii")
+    except UnicodeDecodeError:
+        cluster.fail("certificate-authority", "holds no PEM certificate")
     return Cluster(
         host=host,
         port=port,
         path_prefix=path_prefix,
         namespace=namespace or "default",
-        tls_server_name=_text(cluster, "tls-server-name", cluster_at),
+        tls_server_name=cluster.text("tls-server-name"),
         insecure_skip_tls_verify=insecure,
-        ca_pem=_ascii(ca, "certificate-authority-data", cluster_at),
-        client_certificate_pem=certificate,
-        client_key_pem=key,
-        token=token,
+        ca_pem=ca_pem,
+        proxy_url=_proxy_url(cluster),
+        allow_servers=() if cluster.trust.folder is not None else cluster.trust.allow_servers,
+        user=_user(user, cluster),
     )
 
 
-def _refuse(entry: dict[str, Any], where: str, refused: dict[str, str]) -> None:
-    for key, why in refused.items():
-        if entry.get(key) not in (None, "", [], {}):
-            raise KubeconfigError(f"{where}: {key} is refused: {why}")
-
-
-def _text(entry: dict[str, Any], key: str, where: str) -> str:
-    value = entry.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise KubeconfigError(f"{where}: {key} must be text")
-    return value
-
-
-def _boolean(entry: dict[str, Any], key: str, where: str) -> bool:
-    value = entry.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise KubeconfigError(f"{where}: {key} must be true or false")
-    return value
-
-
-def _base64(entry: dict[str, Any], key: str, where: str) -> bytes:
-    try:
-        return base64.b64decode("".join(_text(entry, key, where).split()), validate=True)
-    except ValueError:
-        raise KubeconfigError(f"{where}: {key} is not base64") from None
-
-
-def _ascii(data: bytes, key: str, where: str) -> str:
-    try:
-        return data.decode("ascii")
-    except UnicodeDecodeError:
-        raise KubeconfigError(f"{where}: {key} holds no PEM certificate") from None
-
-
-def _server(url: str, where: str) -> tuple[str, int, str]:
+def _server(cluster: _Entry) -> tuple[str, int, str]:
+    url = cluster.text("server")
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise KubeconfigError(f"{where}: server is not a URL") from None
+        cluster.fail("server", "is not a URL")
     if parts.scheme != "https":
-        raise KubeconfigError(f"{where}: server must be an https:// URL; credentials are not sent in the clear")
+        cluster.fail("server", "must be an https:// URL; credentials are not sent in the clear")
     if not host or parts.username is not None or parts.query or parts.fragment or not _URL_CHARACTERS.fullmatch(url):
-        raise KubeconfigError(f"{where}: server must be https://host[:port][/path] and nothing more")
+        cluster.fail("server", "must be https://host[:port][/path] and nothing more")
     return host, port or 443, parts.path.rstrip("/")
 
 
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]%@!$&'()*+,;=-]+")
+def _proxy_url(cluster: _Entry) -> str:
+    url = cluster.text("proxy-url")
+    if url.startswith(("socks5:", "socks5h:")):
+        cluster.fail("proxy-url", "SOCKS proxies are not supported; use an http:// or https:// proxy")
+    if url and not parse_proxy(url):
+        cluster.fail("proxy-url", "must be http://[user:password@]host[:port], or https://")
+    return url
+
+
+def _user(user: _Entry, cluster: _Entry) -> User:
+    if user.map("auth-provider"):
+        user.fail("auth-provider", "kubectl removed auth providers in 1.26; use exec, a token or a client certificate")
+    certificate, key = user.pem("client-certificate"), user.pem("client-key")
+    if bool(certificate) != bool(key):
+        user.fail("client-certificate", "certificate and key go together")
+    name, password, token = user.text("username"), user.text("password"), user.header_text("token")
+    token_file = user.path("tokenFile")
+    if (name or password) and (token or token_file):
+        user.fail("username", "basic authentication and a token exclude each other")
+    return User(
+        certificate_pem=certificate,
+        key_pem=key,
+        token=token,
+        token_file=token_file,
+        basic=f"{name}:{password}" if name or password else "",
+        impersonation=_impersonation(user),
+        plugin=_plugin(user, cluster),
+    )
+
+
+def _impersonation(user: _Entry) -> tuple[str, ...]:
+    """Header lines as client-go sends them."""
+    name, uid = user.header_text("as"), user.header_text("as-uid")
+    lines = [f"Impersonate-Group: {group}" for group in user.list_of("as-groups", str)]
+    for key, values in user.map("as-user-extra").items():
+        if not isinstance(values, list):
+            user.fail("as-user-extra", "must be a map of lists")
+        lines += [f"Impersonate-Extra-{urllib.parse.quote(key.lower(), safe='')}: {value}" for value in values]
+    if uid:
+        lines.append(f"Impersonate-Uid: {uid}")
+    if lines and not name:
+        user.fail("as", "as-uid, as-groups and as-user-extra need it")
+    if not all(_HEADER_TEXT.fullmatch(line) for line in lines):
+        user.fail("as-groups", "has characters that cannot stand in a header")
+    return (f"Impersonate-User: {name}", *lines) if name else ()
+
+
+def _plugin(user: _Entry, cluster: _Entry) -> Plugin | None:
+    if not user.map("exec"):
+        return None
+    entry = _Entry(user.map("exec"), f"{user.where}, exec", user.trust)
+    api, command = entry.text("apiVersion"), entry.text("command")
+    if api not in (f"{_AUTH_API}v1", f"{_AUTH_API}v1beta1"):
+        entry.fail("apiVersion", f"must be {_AUTH_API}v1 or {_AUTH_API}v1beta1")
+    if not command:
+        entry.fail("command", "is missing")
+    if entry.text("interactiveMode") == "Always":
+        entry.fail("interactiveMode", "Always is refused: there is nobody to answer the program's questions")
+    folder = user.trust.folder
+    if folder is None and command not in user.trust.allow_exec:
+        entry.fail("command", _NO_PLUGIN)
+    if folder is not None and os.sep in command:
+        command = str(folder / command)
+    variables = [_Entry(item, f"{entry.where}, env", user.trust) for item in entry.list_of("env", dict)]
+    env = tuple((variable.text("name"), variable.text("value")) for variable in variables)
+    for name, _ in env:
+        if not name or "=" in name or "\0" in name or (folder is None and _NO_ENV.fullmatch(name)):
+            entry.fail("env", f"the variable {printable(name)!r} may not be set")
+    spec: dict[str, Any] = {"interactive": False}
+    if entry.boolean("provideClusterInfo"):
+        spec["cluster"] = _cluster_info(cluster)
+    info = json.dumps({"kind": "ExecCredential", "apiVersion": api, "spec": spec})
+    return Plugin(command, tuple(entry.list_of("args", str)), env, info, entry.text("installHint"))
+
+
+def _cluster_info(cluster: _Entry) -> dict[str, Any]:
+    """What a plugin is told of the cluster (client-authentication v1, type Cluster)."""
+    ca = cluster.pem("certificate-authority")
+    known: dict[str, Any] = {key: cluster.text(key) for key in ("server", "tls-server-name", "proxy-url")}
+    known["insecure-skip-tls-verify"] = cluster.boolean("insecure-skip-tls-verify")
+    known["certificate-authority-data"] = base64.b64encode(ca).decode()
+    for extension in cluster.list_of("extensions", dict):
+        if extension.get("name") == f"{_AUTH_API}exec":
+            known["config"] = extension.get("extension")
+    return {key: value for key, value in known.items() if value}
 
 
 # -- the exec protocol: pure functions ---------------------------------------------------------------------------
@@ -925,19 +966,55 @@ _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]%@!$&'()*+,;=-]+")
 SUBPROTOCOL = "v4.channel.k8s.io"
 STDIN, STDOUT, STDERR, STATUS, RESIZE = range(5)
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# Control characters, line and direction marks, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_CHARACTERS = 500
 _CHOOSE_ONE_OF = re.compile(r"choose one of: \[([^\]]*)\]")
-_NO_PROGRAM = re.compile(r'exec: "([^"]*)": (executable file not found|stat |permission denied|no such file)|'
-                         r'exec: \\"([^"\\]*)\\": (executable file not found|stat |permission denied|no such file)')
-
-# Shells in the order of preference. `sh` runs this, so only an image without any `sh` has no shell here.
-SHELL = (
-    "sh",
-    "-c",
-    "TERM=xterm-256color; export TERM; for shell in bash ash sh; do "
-    'command -v "$shell" >/dev/null 2>&1 && exec "$shell"; done; exec sh',
+_NO_PROGRAM = re.compile(
+    r"""exec: \\?"([^"\\]*)\\?": (executable file not found|permission denied|no such file|stat |is a directory)"""
 )
+
+# Programs that can run the scripts below, in the order in which they are tried.
+SHELLS = ("sh", "bash", "/usr/bin/bash", "/busybox/sh")
+
+# $0 session id, $1 folder, $2 the shell that runs this, then the command if there is one. The variable tells the
+# hang-up which processes are the session's: its second half is the process id of the shell, and so their session's.
+_START = """
+TERM=xterm-256color JUMPSERVER_SESSION=$0:$$
+export TERM JUMPSERVER_SESSION
+[ -n "$LC_ALL$LC_CTYPE$LANG" ] || export LANG=C.UTF-8
+[ -z "$1" ] || cd "$1" || exit 1
+fallback=$2
+shift 2
+[ $# -eq 0 ] || exec "$@"
+for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && exec "$shell"; done
+exec "$fallback"
+"""
+
+# $0 session id. Does what a terminal does that goes away: HUP to all processes of the session, and CONT so that
+# stopped ones notice. What was started with nohup ignores it, what was started with setsid is of another session.
+_HANG_UP = """
+look() {
+    found=
+    for folder in /proc/[0-9]*; do
+        tag=$(tr '\\000' '\\n' <"$folder/environ" 2>/dev/null | grep "^JUMPSERVER_SESSION=$0:") || continue
+        read -r stat 2>/dev/null <"$folder/stat" || continue
+        set -- ${stat##*) }
+        shell=${tag##*:}
+        [ "$4" = "$shell" ] && found="$found ${folder#/proc/}"
+    done
+}
+look
+count=0
+for pid in $found; do kill -HUP "$pid" 2>/dev/null && count=$((count + 1)); kill -CONT "$pid" 2>/dev/null; done
+tries=0
+while look; case "$found " in *" $shell "*) [ $tries -lt 5 ];; *) false;; esac; do
+    sleep 0.2 2>/dev/null || sleep 1
+    tries=$((tries + 1))
+done
+case "$found " in *" $shell "*) kill -KILL "$shell" 2>/dev/null;; esac
+echo "hung up $count"
+"""
 
 
 @dataclass(frozen=True)
@@ -946,17 +1023,36 @@ class ExitStatus:
 
     code: int | None
     message: str = ""
+    not_found: bool = False  # the image has no such program
 
 
-def exec_path(cluster: Cluster, namespace: str, pod: str, container: str, command: Sequence[str]) -> str:
-    """The request target of an exec with a terminal. Raises ExecRefused for names that Kubernetes does not allow."""
-    for kind, name in (("namespace", namespace), ("pod", pod), ("container", container)):
-        if not _NAME.fullmatch(name) and (name or kind != "container"):
-            raise ExecRefused(400, f"this is not a valid {kind} name: {printable(name)!r}")
-    query = [("container", container)] if container else []
-    query += [("stdin", "true"), ("stdout", "true"), ("tty", "true")]
+@dataclass(frozen=True)
+class Target:
+    """A container, and the cluster that it is in. An empty container is the pod's only one."""
+
+    cluster: Cluster
+    namespace: str
+    pod: str
+    container: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ExecRefused for names that Kubernetes does not allow."""
+        for kind, name in (("namespace", self.namespace), ("pod", self.pod), ("container", self.container or "-")):
+            if not _NAME.fullmatch(name) and name != "-":
+                raise ExecRefused(400, f"this is not a valid {kind} name: {printable(name)!r}")
+
+    @property
+    def path(self) -> str:
+        """The pod's own."""
+        return f"{self.cluster.path_prefix}/api/v1/namespaces/{self.namespace}/pods/{self.pod}"
+
+
+def exec_path(target: Target, command: Sequence[str], *, tty: bool = True) -> str:
+    """The request target of an exec. Output without a terminal is that of stdout alone."""
+    query = [("container", target.container)] if target.container else []
+    query += [("stdin", "true"), ("stdout", "true"), *([("tty", "true")] if tty else [])]
     query += [("command", argument) for argument in command]
-    return f"{cluster.path_prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{urllib.parse.urlencode(query)}"
+    return f"{target.path}/exec?{urllib.parse.urlencode(query)}"
 
 
 def encode_stdin(data: bytes) -> bytes:
@@ -981,20 +1077,20 @@ def decode_status(data: bytes) -> ExitStatus:
         if status.get("reason") == "NonZeroExitCode":
             causes = status["details"]["causes"]
             return ExitStatus(next(int(cause["message"]) for cause in causes if cause["reason"] == "ExitCode"))
-        return ExitStatus(None, explain_failure(str(status.get("message", ""))))
+        return failed_start(str(status.get("message", "")))
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
         return ExitStatus(None, "the cluster reported an end that is not understood")
 
 
-def explain_failure(message: str) -> str:
-    """A sentence for a program that the container runtime could not start."""
-    missing = _NO_PROGRAM.search(message)
-    if missing:
-        program, why = (missing[1] or missing[3], missing[2] or missing[4])
-        if why == "permission denied":
-            return f"the container may not run the program {printable(program)!r}: permission denied"
-        return f"the container has no program {printable(program)!r}"
-    return f"the cluster could not start the program: {printable(message)}"
+def failed_start(message: str) -> ExitStatus:
+    """What a container runtime's message says of a program that it could not start."""
+    match = _NO_PROGRAM.search(message)
+    if not match:
+        return ExitStatus(None, f"the cluster could not start the program: {printable(message)}")
+    program = printable(match[1])
+    if match[2] == "permission denied":
+        return ExitStatus(None, f"the container may not run the program {program!r}: permission denied")
+    return ExitStatus(None, f"the container has no program {program!r}", not_found=True)
 
 
 def explain_refusal(status: int, body: bytes) -> str:
@@ -1070,8 +1166,6 @@ def parse_frame(buffer: bytearray, start: int) -> tuple[int, int, int] | None:
 
 _READ_BYTES = 1 << 18  # what one fill takes at most, so that a flood is relayed in pieces of bounded size
 _HANDSHAKE_LIMIT_BYTES = 1 << 18  # headers and body of the answer to the upgrade request
-_TIMEOUTS = (TimeoutError, socket.timeout)  # one class from Python 3.10 on
-_USER_TIMEOUT_MS = 60_000  # unacknowledged data for so long means that the peer is gone (RFC 5482)
 
 
 class TlsStream:
@@ -1117,11 +1211,13 @@ class TlsStream:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
             if len(self.buffer) == size:
                 return select.POLLIN if isinstance(exc, ssl.SSLWantReadError) else select.POLLOUT
+        except OSError:
+            if len(self.buffer) == size:
+                raise  # else what came before the error is handed out first; the next call meets it again
         return 0
 
     def recv(self, size: int) -> bytes:
         """For websocket-client, which calls this while it reads the answer to the upgrade request."""
-        self._handshake_bytes += size
         if self._handshake_bytes > _HANDSHAKE_LIMIT_BYTES:
             raise ExecRefused(0, "the cluster's answer to the exec request is too long")
         while not self.buffer:
@@ -1129,6 +1225,7 @@ class TlsStream:
                 raise TimeoutError("timed out")
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
+        self._handshake_bytes += len(data)
         return data
 
     def send(self, data: bytes) -> int:
@@ -1175,36 +1272,341 @@ class TlsStream:
         self._tls.close()
 
 
-def dial(cluster: Cluster, timeout: float) -> TlsStream:
-    """Open a TLS connection to the kube-apiserver within ``timeout`` seconds.
+# -- credentials -----------------------------------------------------------------------------------------------------
+
+PLUGIN_TIMEOUT_SECONDS = 15.0
+_PLUGIN_CACHE_ENTRIES = 256
+_EXPIRY_MARGIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What to show the cluster now: header lines, and a client certificate."""
+
+    headers: tuple[str, ...] = field(default=(), repr=False)
+    certificate_pem: bytes = field(default=b"", repr=False)
+    key_pem: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class _PluginAnswer:
+    token: str = field(repr=False)
+    certificate_pem: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
+    expires_at: float  # Unix seconds; infinity when it did not say
+
+
+_plugin_lock = threading.Lock()  # guards the dictionary, not the programs
+_plugin_answers: dict[Plugin, _PluginAnswer] = {}
+
+
+def credential(user: User, *, fresh: bool = False) -> Credential:
+    """What to show the cluster now. Reads a token file each time; runs a plugin when its last answer has expired.
+
+    Blocks for the plugin, 15 s at most. ``fresh`` runs it in any case. Raises KubeconfigError.
+    """
+    certificate, key, token = user.certificate_pem, user.key_pem, _token(user)
+    if user.plugin and not token and not user.basic:
+        answer = _ask_plugin(user.plugin, fresh)
+        token = answer.token
+        certificate, key = answer.certificate_pem or certificate, answer.key_pem or key
+    headers: tuple[str, ...] = ()
+    if token:
+        headers = (f"Authorization: Bearer {token}",)
+    elif user.basic:
+        headers = (f"Authorization: Basic {base64.b64encode(user.basic.encode()).decode()}",)
+    return Credential(headers + user.impersonation, certificate, key)
+
+
+def _token(user: User) -> str:
+    """The token; a token file is read again each time, and the last good token serves where it cannot be read."""
+    if user.token_file is None:
+        return user.token
+    try:
+        token = read_file(user.token_file).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    if not (token and _HEADER_TEXT.fullmatch(token)) and not user.token:
+        raise KubeconfigError("the kubeconfig's tokenFile holds no token")
+    return token or user.token
+
+
+def _ask_plugin(plugin: Plugin, fresh: bool) -> _PluginAnswer:
+    with _plugin_lock:
+        answer = None if fresh else _plugin_answers.get(plugin)
+    if answer is None or answer.expires_at - _EXPIRY_MARGIN_SECONDS < time.time():
+        answer = _read_plugin_answer(plugin, _run_plugin(plugin))
+        with _plugin_lock:
+            _plugin_answers.pop(plugin, None)
+            _plugin_answers[plugin] = answer
+            while len(_plugin_answers) > _PLUGIN_CACHE_ENTRIES:
+                del _plugin_answers[next(iter(_plugin_answers))]
+    return answer
+
+
+def _run_plugin(plugin: Plugin) -> bytes:
+    """Run the program; what it says on stderr goes to this server's. Raises KubeconfigError."""
+    name = printable(plugin.command)
+    hint = f"; {printable(plugin.install_hint)}" if plugin.install_hint else ""
+    path = shutil.which(plugin.command)
+    if path is None:
+        raise KubeconfigError(f"the credential plugin {name} is not installed on the jumpserver{hint}")
+    environ = {**os.environ, **dict(plugin.env), "KUBERNETES_EXEC_INFO": plugin.info}
+    try:
+        done = subprocess.run(  # noqa: S603
+            [path, *plugin.args],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=PLUGIN_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise KubeconfigError(f"the credential plugin {name} took more than {PLUGIN_TIMEOUT_SECONDS:g} s") from None
+    except (OSError, ValueError):
+        raise KubeconfigError(f"the credential plugin {name} cannot be run{hint}") from None
+    if done.returncode:
+        raise KubeconfigError(f"the credential plugin {name} failed with exit code {done.returncode}{hint}")
+    return done.stdout
+
+
+def _read_plugin_answer(plugin: Plugin, output: bytes) -> _PluginAnswer:
+    name = printable(plugin.command)
+    try:
+        answer = json.loads(output)
+        version, status = answer["apiVersion"], answer["status"]
+        texts = [status.get(key) or "" for key in ("token", "clientCertificateData", "clientKeyData")]
+        token, certificate, key = (text.encode("ascii").decode() for text in texts)
+        expires = status.get("expirationTimestamp")
+        expires_at = _rfc3339(expires) if expires else math.inf
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KubeconfigError(f"the credential plugin {name} printed no ExecCredential") from None
+    if version != json.loads(plugin.info)["apiVersion"]:
+        raise KubeconfigError(f"the credential plugin {name} answered in another apiVersion than it was asked in")
+    if bool(certificate) != bool(key) or not (token or key) or not _HEADER_TEXT.fullmatch(token):
+        raise KubeconfigError(f"the credential plugin {name} gave neither a token nor a certificate with its key")
+    return _PluginAnswer(token, certificate.encode(), key.encode(), expires_at)
+
+
+def _rfc3339(text: str) -> float:
+    """Unix seconds; ValueError for what is no time with a zone."""
+    moment = datetime.datetime.fromisoformat(re.sub(r"(\.\d+)?Z$", "+00:00", text))
+    if moment.tzinfo is None:
+        raise ValueError("no zone")
+    return moment.timestamp()
+
+
+# -- network ---------------------------------------------------------------------------------------------------------
+
+_TIMEOUTS = (TimeoutError, socket.timeout)  # one class from Python 3.10 on
+_USER_TIMEOUT_MS = 60_000  # unacknowledged data for so long means that the peer is gone (RFC 5482)
+_PROXY_ANSWER_BYTES = 1 << 14
+
+
+def parse_proxy(url: str) -> urllib.parse.SplitResult | None:
+    """An HTTP proxy's URL, as client-go reads it (a bare host:port is http); None for anything else."""
+    try:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return None
+    return parts if good else None
+
+
+def proxy_for(cluster: Cluster) -> urllib.parse.SplitResult | None:
+    """The kubeconfig's proxy, else that of HTTPS_PROXY unless NO_PROXY or loopback exempts the host."""
+    if cluster.proxy_url:
+        return parse_proxy(cluster.proxy_url)
+    url = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    if not url or cluster.host == "localhost" or _is_loopback(cluster.host):
+        return None
+    exempt = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    if any(_no_proxy_matches(entry.strip().lower(), cluster.host, cluster.port) for entry in exempt.split(",")):
+        return None
+    proxy = parse_proxy(url)
+    if proxy is None:
+        raise ExecRefused(0, "the jumpserver's HTTPS_PROXY is not the URL of an HTTP proxy")
+    return proxy
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _in_network(network: str, host: str) -> bool:
+    """Whether ``host`` is an address in a network or equal to an address, in CIDR notation."""
+    address = _address(host)
+    try:
+        return address is not None and address in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+def _in_domain(domain: str, host: str) -> bool:
+    """Whether ``*.example.com`` or ``.example.com`` holds the host name."""
+    return domain.startswith((".", "*.")) and host.endswith(domain.lstrip("*"))
+
+
+def _no_proxy_matches(entry: str, host: str, port: int) -> bool:
+    """One entry of NO_PROXY, by the rules of Go's httpproxy."""
+    name, colon, wanted_port = entry.rpartition(":")
+    if colon and wanted_port.isdigit() and (":" not in name or name.endswith("]")):
+        if int(wanted_port) != port:
+            return False
+        entry = name.strip("[]")
+    if not entry:
+        return False
+    return entry in ("*", host) or host.endswith(f".{entry}") or _in_domain(entry, host) or _in_network(entry, host)
+
+
+def _server_allowed(patterns: tuple[str, ...], name: str, address: str) -> bool:
+    """Whether the host of that name at that address may be contacted."""
+    return not patterns or any(
+        pattern == name or _in_domain(pattern, name) or _in_network(pattern, address) for pattern in patterns
+    )
+
+
+def _connect(host: str, port: int, allowed: tuple[str, ...], deadline: float) -> socket.socket:
+    """A TCP connection to one of the host's addresses, tried in turn. Raises ExecRefused with a sentence."""
+    at = f"{printable(host)}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        raise ExecRefused(0, f"the host name is unknown: {printable(host)}") from None
+    found = [item for item in found if _server_allowed(allowed, host, str(item[4][0]))]
+    if not found:
+        raise ExecRefused(0, f"this server may not connect to {at} (see allow_servers)")
+    why = ""
+    for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+            return sock
+        except OSError as exc:
+            sock.close()
+            why = "no answer in time" if isinstance(exc, _TIMEOUTS) else os.strerror(exc.errno or 0)
+    raise ExecRefused(0, f"{at} cannot be reached: {why}")
+
+
+def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline: float) -> socket.socket:
+    """A connection to the cluster through an HTTP proxy (RFC 9110, section 9.3.6). Raises ExecRefused."""
+    if not _server_allowed(cluster.allow_servers, cluster.host, cluster.host):
+        raise ExecRefused(0, f"this server may not connect to {printable(cluster.host)} (see allow_servers)")
+    secure = proxy.scheme == "https"
+    host = proxy.hostname or ""
+    sock = _connect(host, proxy.port or (443 if secure else 80), cluster.allow_servers, deadline)
+    try:
+        if secure:
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.sendall(_connect_request(proxy, cluster))
+        status = _proxy_status(sock, deadline)
+    except (OSError, ValueError) as exc:
+        sock.close()
+        raise ExecRefused(0, f"no connection through the proxy {printable(host)}: {_tls_fault(exc)}") from None
+    if status != 200:
+        sock.close()
+        raise ExecRefused(0, f"the proxy {printable(host)} refused the connection with HTTP status {status}")
+    return _unwrapped(sock, deadline) if isinstance(sock, ssl.SSLSocket) else sock
+
+
+def _connect_request(proxy: urllib.parse.SplitResult, cluster: Cluster) -> bytes:
+    target = f"{_bracketed(cluster.host)}:{cluster.port}"
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if proxy.username is not None:
+        pair = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
+    return "\r\n".join((*lines, "", "")).encode("ascii")
+
+
+def _proxy_status(sock: socket.socket, deadline: float) -> int:
+    """Read the head of the proxy's answer, and not a byte more: what follows is the cluster's."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        byte = sock.recv(1)
+        if not byte or len(head) > _PROXY_ANSWER_BYTES:
+            raise ValueError("no HTTP answer")
+        head += byte
+    status = re.match(rb"HTTP/1\.[01] (\d{3}) ", head)
+    return int(status[1]) if status else 0
+
+
+def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
+    """A plain socket for what goes through a TLS connection to a proxy: TLS inside TLS needs one.
+
+    Two threads pass the bytes; both end when either side does.
+    """
+    stream = TlsStream(outer, deadline)
+    near, far = socket.socketpair()
+
+    def outward() -> None:
+        try:
+            while data := far.recv(_READ_BYTES):
+                stream.send(data)
+        except OSError:
+            pass
+        finally:
+            stream.abort()
+
+    def inward() -> None:
+        try:
+            while stream.fill(None):
+                far.sendall(stream.buffer)
+                stream.buffer.clear()
+        except (OSError, EOFError, ValueError):
+            pass
+        finally:
+            with contextlib.suppress(OSError):
+                far.shutdown(socket.SHUT_RDWR)
+            writer.join()
+            stream.close()
+            far.close()
+
+    writer = threading.Thread(target=outward, name="proxy-out", daemon=True)
+    writer.start()
+    threading.Thread(target=inward, name="proxy-in", daemon=True).start()
+    return near
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
+    """A TLS connection to the kube-apiserver, by the monotonic time ``deadline``.
 
     Blocks. Raises ExecRefused with a sentence for an unknown host, a closed port and each fault of the certificate.
     """
-    deadline = time.monotonic() + timeout
-    at = f"{cluster.host}:{cluster.port}"
-    context = _tls_context(cluster)
+    context = _tls_context(cluster, shown)
+    proxy = proxy_for(cluster)
+    if proxy is None:
+        raw = _connect(cluster.host, cluster.port, cluster.allow_servers, deadline)
+    else:
+        raw = _connect_through(proxy, cluster, deadline)
     try:
-        raw = socket.create_connection((cluster.host, cluster.port), timeout)
-    except socket.gaierror:
-        raise ExecRefused(0, f"the cluster's host name is unknown: {cluster.host}") from None
-    except UnicodeError:
-        raise ExecRefused(0, "the cluster's host name is not valid") from None
-    except OSError as exc:
-        why = f"no answer within {timeout:g} s" if isinstance(exc, _TIMEOUTS) else os.strerror(exc.errno or 0)
-        raise ExecRefused(0, f"the cluster at {at} cannot be reached: {why}") from None
-    try:
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         raw.settimeout(max(0.001, deadline - time.monotonic()))
-        return TlsStream(context.wrap_socket(raw, server_hostname=cluster.tls_server_name or cluster.host), deadline)
+        return context.wrap_socket(raw, server_hostname=cluster.tls_server_name or cluster.host)
     except (OSError, ValueError) as exc:
         raw.close()
+        at = f"{printable(cluster.host)}:{cluster.port}"
         raise ExecRefused(0, f"no TLS connection to the cluster at {at}: {_tls_fault(exc)}") from None
 
 
-def _tls_context(cluster: Cluster) -> ssl.SSLContext:
+def _tls_context(cluster: Cluster, shown: Credential) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -1216,13 +1618,13 @@ def _tls_context(cluster: Cluster) -> ssl.SSLContext:
         else:
             context.load_default_certs()
     except (ssl.SSLError, ValueError):
-        raise KubeconfigError("certificate-authority-data holds no PEM certificate") from None
-    if cluster.client_certificate_pem:
-        _load_client_certificate(context, cluster)
+        raise KubeconfigError("the certificate authority holds no PEM certificate") from None
+    if shown.certificate_pem:
+        _load_client_certificate(context, shown)
     return context
 
 
-def _load_client_certificate(context: ssl.SSLContext, cluster: Cluster) -> None:
+def _load_client_certificate(context: ssl.SSLContext, shown: Credential) -> None:
     # The ssl module takes the key from a file only. A memfd never reaches a disk; elsewhere a private file must do.
     with contextlib.ExitStack() as stack:
         if hasattr(os, "memfd_create"):
@@ -1231,13 +1633,13 @@ def _load_client_certificate(context: ssl.SSLContext, cluster: Cluster) -> None:
         else:
             file = stack.enter_context(tempfile.NamedTemporaryFile("wb"))
             path = file.name
-        file.write(cluster.client_certificate_pem + b"\n" + cluster.client_key_pem)
+        file.write(shown.certificate_pem + b"\n" + shown.key_pem)
         file.flush()
         try:
             # A password function that fails: without one OpenSSL would ask on this process's terminal.
             context.load_cert_chain(path, password=_no_password)
         except (ssl.SSLError, ValueError, OSError):
-            raise KubeconfigError("client-certificate-data and client-key-data are no matching PEM pair") from None
+            raise KubeconfigError("client certificate and key are no matching PEM pair") from None
 
 
 def _no_password() -> str:
@@ -1292,65 +1694,89 @@ class PodExec:
         self._send_lock = threading.Lock()  # keeps frames whole and in order
         self._last_sent = time.monotonic()
         self._aborted = False
+        self._early = b""  # printed before the first read
         self.exit: ExitStatus | None = None
 
     @classmethod
-    def open(
-        cls, cluster: Cluster, namespace: str, pod: str, container: str, command: Sequence[str], *, timeout: float
-    ) -> PodExec:
-        """Start ``command`` in the container. Blocks for ``timeout`` seconds at most.
+    def open(cls, target: Target, command: Sequence[str], *, timeout: float, tty: bool = True) -> PodExec:
+        """Start ``command`` in the container. Blocks for ``timeout`` seconds at most, and for a credential plugin.
 
-        An empty namespace is the kubeconfig's. Returns once the cluster has accepted the request; whether the program
-        exists shows in ``exit``. Raises ExecRefused or KubeconfigError.
+        Returns once the cluster has accepted the request; whether the program exists shows in ``exit``. Raises
+        ExecRefused or KubeconfigError.
         """
-        path = exec_path(cluster, namespace or cluster.namespace, pod, container, command)
-        stream = dial(cluster, timeout)
+        user = target.cluster.user
+        path = exec_path(target, command, tty=tty)
         try:
-            return cls(stream, _upgrade(stream, cluster, path))
-        except BaseException:
-            stream.close()
-            raise
+            return cls(*_upgrade(target.cluster, credential(user), path, time.monotonic() + timeout))
+        except ExecRefused as exc:
+            if exc.status != 401 or user.plugin is None:
+                raise
+        shown = credential(user, fresh=True)  # the plugin's last answer was revoked before its time
+        return cls(*_upgrade(target.cluster, shown, path, time.monotonic() + timeout))
+
+    def started(self, timeout: float) -> bool:
+        """Wait until the program printed something or ended, ``timeout`` seconds at most. Reader thread, before read.
+
+        False when the image has no such program. Raises PodLost.
+        """
+        deadline = time.monotonic() + timeout
+        self._early = self._take_output()
+        while not self._early and self.exit is None and not self._aborted and time.monotonic() < deadline:
+            self._receive(max(0.0, deadline - time.monotonic()))
+            self._early = self._take_output()
+        return self.exit is None or not self.exit.not_found
 
     def read(self) -> bytes:
         """Block for output; all that has already arrived is joined. ``b""`` at the end. Reader thread only.
 
         Raises PodLost when the connection ended without an exit status.
         """
+        output, self._early = self._early, b""
         while True:
-            output = self._take_output()
+            output = output or self._take_output()
             if output or self.exit is not None or self._aborted:
                 return output
-            self._keep_alive()
-            try:
-                self._stream.fill(KEEP_ALIVE_SECONDS)
-            except (EOFError, OSError, ValueError):
-                if self._aborted:
-                    return b""
+            self.keep_alive()
+            self._receive(KEEP_ALIVE_SECONDS)
+
+    def _receive(self, timeout: float) -> None:
+        """Wait for something to arrive. Raises PodLost at the end, unless it is our own doing."""
+        try:
+            self._stream.fill(timeout)
+        except (EOFError, OSError, ValueError):
+            if not self._aborted:
                 raise PodLost("the connection to the cluster was lost") from None
 
     def _take_output(self) -> bytes:
-        """Handle the whole frames in the buffer; return what they printed."""
-        buffer, position = self._stream.buffer, 0
+        """Handle the whole frames in the buffer; return what they printed. Raises PodLost, but output comes first."""
         output: list[bytes] = []
-        while self.exit is None:
-            frame = parse_frame(buffer, position)
-            if frame is None:
-                break
-            first, start, end = frame
-            opcode = first & 0x0F
-            if opcode == _BINARY and first & _FIN and start < end:
-                self._take_message(buffer[start], bytes(buffer[start + 1 : end]), output)
-            elif opcode == _PING:
-                self._send_if_idle(bytes(buffer[start:end]), websocket.ABNF.OPCODE_PONG)
-            elif opcode == _CLOSE:
-                if output:
-                    break  # hand out the output first; the next call meets the close frame again
-                raise PodLost("the cluster closed the connection without an exit status")
-            elif opcode in (_CONTINUATION, _BINARY) and not first & _FIN:
-                raise PodLost("the cluster sent a fragmented message, which the exec protocol does not use")
-            position = end
-        del buffer[:position]
+        try:
+            self._take_frames(output)
+        except PodLost:
+            if not output:
+                raise  # else the next call meets the same frame again
         return b"".join(output)
+
+    def _take_frames(self, output: list[bytes]) -> None:
+        buffer, position = self._stream.buffer, 0
+        try:
+            while self.exit is None:
+                frame = parse_frame(buffer, position)
+                if frame is None:
+                    break
+                first, start, end = frame
+                opcode = first & 0x0F
+                if opcode == _CLOSE:
+                    raise PodLost("the cluster closed the connection without an exit status")
+                if opcode in (_CONTINUATION, _BINARY) and not first & _FIN:
+                    raise PodLost("the cluster sent a fragmented message, which the exec protocol does not use")
+                if opcode == _BINARY and start < end:
+                    self._take_message(buffer[start], bytes(buffer[start + 1 : end]), output)
+                elif opcode == _PING:
+                    self._send_if_idle(bytes(buffer[start:end]), websocket.ABNF.OPCODE_PONG)
+                position = end
+        finally:
+            del buffer[:position]
 
     def _take_message(self, channel: int, data: bytes, output: list[bytes]) -> None:
         if channel in (STDOUT, STDERR):
@@ -1374,7 +1800,8 @@ class PodExec:
         except (OSError, ValueError, websocket.WebSocketException):
             raise PodLost("the connection to the cluster was lost") from None
 
-    def _keep_alive(self) -> None:
+    def keep_alive(self) -> None:
+        """Send an empty stdin message if nothing was sent for 25 s. Reader thread only; read does it by itself."""
         # Load balancers and the kubelet cut streams without messages; WebSocket pings do not count for the kubelet.
         if time.monotonic() - self._last_sent >= KEEP_ALIVE_SECONDS:
             self._send_if_idle(encode_stdin(b""), websocket.ABNF.OPCODE_BINARY)
@@ -1405,26 +1832,172 @@ class PodExec:
         self._stream.close()
 
 
-def _upgrade(stream: TlsStream, cluster: Cluster, path: str) -> websocket.WebSocket:
+def _upgrade(cluster: Cluster, shown: Credential, path: str, deadline: float) -> tuple[TlsStream, websocket.WebSocket]:
     """Ask for the exec. Raises ExecRefused with a sentence."""
-    host = f"[{cluster.host}]" if ":" in cluster.host else cluster.host
+    stream = TlsStream(dial(cluster, shown, deadline), deadline)
+    try:
+        return stream, _handshake(stream, cluster, shown, path)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str) -> websocket.WebSocket:
     try:
         sock: websocket.WebSocket = websocket.create_connection(
-            f"wss://{host}:{cluster.port}{path}",
+            f"wss://{_bracketed(cluster.host)}:{cluster.port}{path}",
             socket=stream,
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
             redirect_limit=0,  # a redirect would carry the bearer token to another host
-            header=[f"Authorization: Bearer {cluster.token}"] if cluster.token else [],
+            header=list(shown.headers),
         )
     except websocket.WebSocketBadStatusException as exc:
         # The exception's own text holds headers and body; only status and message may be told.
-        raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, exc.resp_body or b"")) from None
+        # A server may echo the request, credentials included.
+        body = exc.resp_body or b""
+        for line in shown.headers:
+            if line.startswith("Authorization: "):
+                body = body.replace(line.rpartition(" ")[2].encode(), b"[hidden]")
+        raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
         raise ExecRefused(0, "the cluster did not answer the exec request in time") from None
-    except (websocket.WebSocketException, OSError, EOFError, ValueError):
+    except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError):
         raise ExecRefused(0, "the cluster's answer to the exec request is not a WebSocket's") from None
     status = sock.getstatus()  # type: ignore[no-untyped-call]
     if status != 101:
         raise ExecRefused(status or 0, "the cluster answered the exec request with a redirect, which is refused")
     return sock
+
+
+# -- a shell, from its start to its hang-up --------------------------------------------------------------------------
+
+_START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A shell that runs in a container, and the program there that can hang it up (empty: there is none)."""
+
+    pod: PodExec
+    program: str
+
+
+def open_shell(
+    target: Target, session_id: str, command: Sequence[str], directory: str, size: tuple[int, int], *, timeout: float
+) -> Shell:
+    """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
+
+    The terminal has its ``size`` (columns, rows) before the first prompt. Blocks for ``timeout`` seconds at most for
+    each of the programs that are tried. Raises ExecError with a sentence.
+    """
+    for program in SHELLS:
+        script = [program, "-c", _START, session_id, directory, program, *command]
+        pod = _try_program(target, script, size, timeout)
+        if pod is not None:
+            return Shell(pod, program)
+    pod = _try_program(target, command, size, timeout) if command and not directory else None
+    if pod is None:
+        tried = ", ".join(SHELLS) if not command else command[0]
+        raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {tried})")
+    return Shell(pod, "")
+
+
+def _try_program(target: Target, command: Sequence[str], size: tuple[int, int], timeout: float) -> PodExec | None:
+    pod = PodExec.open(target, command, timeout=timeout)
+    try:
+        with contextlib.suppress(PodLost):  # the end, if it is one, is read below, with its status
+            pod.resize(*size)
+        if pod.started(_START_SECONDS):
+            return pod
+    except BaseException:
+        pod.close()
+        raise
+    pod.close()
+    return None
+
+
+def hang_up(target: Target, session_id: str, program: str, *, timeout: float) -> int | None:
+    """End what a session without an exit status left in the container; returns how many processes were told.
+
+    Older container runtimes leave everything running when a connection goes away, the newest the background jobs.
+    None when it could not be done: the container is gone, or has no ``tr``, ``grep`` or shell. Blocks.
+    """
+    if not program:
+        return None
+    try:
+        pod = PodExec.open(target, [program, "-c", _HANG_UP, session_id], timeout=timeout, tty=False)
+    except ExecError:
+        return None
+    limit = threading.Timer(timeout, pod.abort)
+    limit.start()
+    output = b""
+    try:
+        while chunk := pod.read():
+            output = (output + chunk)[-_MESSAGE_CHARACTERS:]
+    except PodLost:
+        return None
+    finally:
+        limit.cancel()
+        limit.join()
+        pod.close()
+    told = re.search(rb"hung up (\d+)", output)
+    return int(told[1]) if told else None
+
+
+def why_lost(target: Target, since: float, *, timeout: float) -> str:
+    """Ask the cluster what became of the pod since then (Unix seconds). A sentence, or "" when nothing is known.
+
+    Needs ``get`` on ``pods``. Blocks for ``timeout`` seconds at most, and for a credential plugin.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        shown = credential(target.cluster.user)
+        with dial(target.cluster, shown, deadline) as tls:
+            tls.settimeout(max(0.001, deadline - time.monotonic()))
+            host = f"{_bracketed(target.cluster.host)}:{target.cluster.port}"
+            lines = (f"GET {target.path} HTTP/1.1", f"Host: {host}", "Connection: close", *shown.headers, "", "")
+            tls.sendall("\r\n".join(lines).encode("ascii"))
+            response = http.client.HTTPResponse(tls)
+            response.begin()
+            return explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)
+    except ExecRefused:
+        return "the cluster's API server cannot be reached any more"
+    except (OSError, ExecError, http.client.HTTPException):
+        return ""
+
+
+def explain_pod(status: int, body: bytes, container: str, since: float) -> str:
+    """What the answer to a question for a pod says of its end; "" when the pod looks well, or it does not say."""
+    if status == 404:
+        return "the pod was deleted"
+    if status == 401:
+        return "the cluster no longer accepts the credentials (a token that has expired?)"
+    try:
+        pod = json.loads(body)
+        if status != 200:
+            return ""
+        state = pod["status"]
+        message = printable(str(state.get("message", "")))
+        if state.get("reason") == "Evicted":
+            return f"the pod was evicted: {message}" if message else "the pod was evicted"
+        ready = [item for item in state.get("conditions") or () if item["type"] == "Ready"]
+        if state.get("reason") == "NodeLost" or any(item["status"] == "Unknown" for item in ready):
+            return "the pod's node was lost"
+        for item in state.get("containerStatuses") or ():
+            ended = _ended_since(item, since) if container in ("", item["name"]) else ""
+            if ended:
+                return ended
+        return "the pod is being deleted" if pod["metadata"].get("deletionTimestamp") else ""
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+
+
+def _ended_since(container: dict[str, Any], since: float) -> str:
+    for state in (container.get("state") or {}, container.get("lastState") or {}):
+        ended = state.get("terminated")
+        if ended and _rfc3339(ended["finishedAt"]) >= since - 1.0:  # whole seconds only
+            if ended.get("reason") == "OOMKilled":
+                return "the container was killed because it used too much memory (OOMKilled)"
+            return f"the container has ended ({printable(str(ended.get('reason')))}, exit code {ended.get('exitCode')})"
+    return ""

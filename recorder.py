@@ -87,7 +87,8 @@ class Recorder:
     def __init__(self, path: Path, cols: int, rows: int, *, title: str = "") -> None:
         self.path = path
         self.bytes_written = 0
-        self._lock = threading.Lock()  # guards all below
+        self._failed = False
+        self._lock = threading.Lock()  # guards all but the path
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._digest = hashlib.sha256()
         self._start = self._synced = time.monotonic()
@@ -133,6 +134,8 @@ class Recorder:
                 os.fsync(self._fd)
 
     def _write(self, value: object) -> None:
+        if self._failed:
+            raise RecordError(f"cannot write {self.path}: an earlier write failed")
         line = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         rest = memoryview(line)
         with self._translated():
@@ -140,6 +143,7 @@ class Recorder:
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
             except OSError:
+                self._failed = True
                 os.ftruncate(self._fd, self.bytes_written)  # half a line would make the whole file unplayable
                 raise
         self._digest.update(line)

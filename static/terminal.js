@@ -5,7 +5,7 @@ import { Terminal } from "./node_modules/@xterm/xterm/lib/xterm.mjs";
 import { ClipboardAddon } from "./node_modules/@xterm/addon-clipboard/lib/addon-clipboard.mjs";
 import { FitAddon } from "./node_modules/@xterm/addon-fit/lib/addon-fit.mjs";
 import { SearchAddon } from "./node_modules/@xterm/addon-search/lib/addon-search.mjs";
-import { UnicodeGraphemesAddon } from "./node_modules/@xterm/addon-unicode-graphemes/lib/addon-unicode-graphemes.mjs";
+import { Unicode11Addon } from "./node_modules/@xterm/addon-unicode11/lib/addon-unicode11.mjs";
 import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs";
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
 
@@ -25,14 +25,8 @@ const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
 const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
-const THEME = {
-  background: "#0b0e14", foreground: "#d7dde8", cursor: "#6cb6ff", cursorAccent: "#0b0e14",
-  selectionBackground: "#2f4d75", selectionInactiveBackground: "#2a3648",
-  black: "#1c222d", red: "#f47c7c", green: "#6fcf97", yellow: "#e8c170",
-  blue: "#6cb6ff", magenta: "#cf9cf2", cyan: "#67d4d4", white: "#c5ccd8",
-  brightBlack: "#7d889b", brightRed: "#ff9e9e", brightGreen: "#93e5b3", brightYellow: "#f5d896",
-  brightBlue: "#97ccff", brightMagenta: "#e0bbfa", brightCyan: "#94e8e8", brightWhite: "#f4f6fa",
-};
+const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 const SEARCH_OPTIONS = {
   decorations: {
     matchBackground: "#5a4a1e", matchOverviewRuler: "#e8c170",
@@ -58,13 +52,13 @@ const state = {
 };
 
 const term = new Terminal({
-  allowProposedApi: true, // search decorations and the grapheme widths need it
+  allowProposedApi: true, // search decorations and Unicode versions need it
   cursorBlink: true,
   fontFamily: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace',
   fontSize: storedFontSize(),
   macOptionIsMeta: true,
   scrollback: 10000,
-  theme: THEME,
+  theme: theme(),
 });
 const fit = new FitAddon();
 const search = new SearchAddon();
@@ -123,7 +117,6 @@ function onSession(session) {
   document.title = `${session.pod || "Pod"} \u2013 Terminal`;
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   setPhase("connected", session.user ? `Connected as ${session.user}` : "Connected");
-  if (session.message) showMessage(session.message);
   sendSize();
 }
 
@@ -147,7 +140,7 @@ function onClose(event) {
   const reason = state.end?.reason || event.reason;
   if (state.end && opened) {
     const code = state.end.exit_code;
-    const exit = Number.isInteger(code) ? `Exit code ${code}.` : "";
+    const exit = Number.isInteger(code) && !reason?.includes(code) ? `Exit code ${code}.` : "";
     finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), "");
   } else if (!opened && (state.end || event.code >= 4000)) {
     const hint = event.code === CLOSE_DENIED ? "Open the terminal again from your platform." : "";
@@ -165,11 +158,11 @@ function finish(phase, title, text, hint) {
   el("notice-text").textContent = text;
   el("notice-hint").textContent = hint;
   el("reconnect").textContent = phase === "refused" ? "Try again" : "Reconnect";
-  el("reconnect").focus();
+  el("notice").focus(); // not the button: keys still being typed must not open a shell
 }
 
 function sentence(reason) {
-  const text = (reason || "The server gave no reason").trim();
+  const text = reason?.trim() || "The server gave no reason";
   const end = /[.!?\u3002]$/.test(text) ? "" : ".";
   return text[0].toUpperCase() + text.slice(1) + end;
 }
@@ -183,7 +176,12 @@ function setPhase(phase, words) {
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
   const warn = phase === "connected" && window.self === window.top;
-  window.onbeforeunload = warn ? (event) => event.preventDefault() : null;
+  window.onbeforeunload = warn ? askBeforeLeaving : null;
+}
+
+function askBeforeLeaving(event) {
+  event.preventDefault();
+  return true; // what older browsers look at
 }
 
 // ---- Up: size and input ----
@@ -344,6 +342,18 @@ function showCount({ resultIndex, resultCount }) {
   el("search-count").textContent = el("search-text").value ? count : "";
 }
 
+// The palette is in style.css, for the player too.
+function theme() {
+  const style = getComputedStyle(document.body);
+  const colour = (name) => style.getPropertyValue(`--term-color-${name}`).trim();
+  const colours = { foreground: colour("foreground"), background: colour("background"), cursor: colour(4) };
+  COLOURS.forEach((name, i) => {
+    colours[name] = colour(i);
+    colours[`bright${name[0].toUpperCase()}${name.slice(1)}`] = colour(i + 8);
+  });
+  return { ...colours, cursorAccent: colours.background, selectionBackground: "#2f4d75", selectionInactiveBackground: "#2a3648" };
+}
+
 function storedFontSize() {
   try {
     return clampFontSize(Number(localStorage.getItem(FONT_SIZE_KEY)) || FONT_SIZE.usual);
@@ -367,11 +377,6 @@ function changeFontSize(step) {
   term.focus();
 }
 
-function showMessage(text) {
-  el("message-text").textContent = text;
-  el("message").hidden = !text;
-}
-
 function toast(text) {
   clearTimeout(state.toastTimer);
   el("toast").textContent = text;
@@ -382,22 +387,33 @@ function toast(text) {
 // ---- Start ----
 
 function openTerminal() {
-  for (const addon of [fit, search, new UnicodeGraphemesAddon(), new ClipboardAddon(undefined, osc52)]) term.loadAddon(addon);
+  for (const addon of [fit, search, new Unicode11Addon(), new ClipboardAddon(undefined, osc52)]) term.loadAddon(addon);
   term.loadAddon(new WebLinksAddon((_event, uri) => window.open(uri, "_blank", "noopener,noreferrer")));
+  term.unicode.activeVersion = "11"; // as wide as the C libraries in pods count, so that line editing stays in step
   term.open(el("terminal"));
   el("terminal").terminal = term;
-  try {
-    const webgl = new WebglAddon();
-    webgl.onContextLoss(() => webgl.dispose()); // xterm.js then draws with DOM elements
-    term.loadAddon(webgl);
-  } catch {
-    // No WebGL here: DOM elements from the start.
-  }
+  drawByGpu();
   term.onData(onData);
   term.onBinary(sendInput);
   term.onResize(sendSize);
   search.onDidChangeResults(showCount);
   new ResizeObserver(scheduleFit).observe(el("terminal"));
+}
+
+// WebGL where a GPU draws it. In software it is a third as fast as xterm.js's DOM elements, which stay in use then.
+function drawByGpu() {
+  const gl = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  const info = gl?.getExtension("WEBGL_debug_renderer_info");
+  const renderer = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext(); // browsers allow only a few contexts at a time
+  if (!gl || SOFTWARE_RENDERER.test(renderer)) return;
+  try {
+    const webgl = new WebglAddon();
+    webgl.onContextLoss(() => webgl.dispose());
+    term.loadAddon(webgl);
+  } catch {
+    // DOM elements, then.
+  }
 }
 
 function onShortcut(event) {
@@ -433,7 +449,6 @@ function listen() {
   click("search-close", closeSearch);
   click("smaller", () => changeFontSize(-1));
   click("larger", () => changeFontSize(1));
-  click("message-close", () => showMessage(""));
   click("reconnect", connect);
   click("ctrl", () => holdCtrl(!state.ctrlHeld));
   click("screen-reader", () => {
@@ -460,7 +475,9 @@ function listen() {
 
 // Safari's on-screen keyboard covers the page instead of shrinking it.
 function fillViewport() {
-  document.documentElement.style.setProperty("--height", `${window.visualViewport.height}px`);
+  const { height, scale } = window.visualViewport;
+  document.documentElement.style.setProperty("--height", `${height * scale}px`);
+  window.scrollTo(0, 0);
 }
 
 function takeToken() {

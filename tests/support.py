@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -33,12 +35,25 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
         pause.wait(0.01)
 
 
-class RunningServer:
-    """A real jumpserver on a free port of this host, before a stand-in cluster, with its files in ``folder``."""
+class Installation:
+    """The files of a jumpserver before a stand-in cluster, and how to reach it on ``port`` once it runs.
 
-    def __init__(self, folder: Path, cluster: StandIn, *, config: str = "", hooks_file: str = "") -> None:
+    ``server_lines`` are added to ``[Server]``, ``more`` at the end; ``config`` takes the place of everything.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cluster: StandIn,
+        *,
+        config: str = "",
+        hooks_file: str = "",
+        server_lines: str = "",
+        more: str = "",
+    ) -> None:
         self.folder = folder
         self.cluster = cluster
+        self.port = 0
         self.secret = secrets.token_hex(32)
         (folder / "kubeconfig.yaml").write_text(cluster.kubeconfig())
         if hooks_file:
@@ -46,24 +61,17 @@ class RunningServer:
         self.config_file = folder / "jumpserver.toml"
         self.config_file.write_text(
             config
-            or f'[Server]\nlisten = "127.0.0.1:0"\n[Record]\npath = "records"\n[Token]\nsecret = "{self.secret}"\n'
-            '[Clusters]\nstandin = "kubeconfig.yaml"\n' + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
+            or f'[Server]\nlisten = "127.0.0.1:0"\n{server_lines}\n[Record]\npath = "records"\n'
+            f'[Token]\nsecret = "{self.secret}"\n[Clusters]\nstandin = "kubeconfig.yaml"\n'
+            + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
+            + more
         )
         self.config = jumpserver.load_config(self.config_file)
-        jumpserver.check_record_path(self.config, self.config_file)
-        hooks_class = hooks.load_hooks(folder / "own_hooks.py" if hooks_file else None)
-        self.hooks = hooks_class(self.config.hooks_settings())
-        self.server = jumpserver.JumpServer(self.config, self.hooks)
-        self.server.start()
-        self.port = self.server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self._stopped = False
 
-    def stop(self) -> None:
-        """Stop the server; once is enough."""
-        if not self._stopped:
-            self._stopped = True
-            self.server.stop()
+    @property
+    def url(self) -> str:
+        """The address of the pages."""
+        return f"http://127.0.0.1:{self.port}/"
 
     def token(self, pod: str = "demo", **claims: Any) -> str:
         """A terminal token, valid for a minute."""
@@ -89,24 +97,47 @@ class RunningServer:
     def recordings(self) -> list[str]:
         """The recordings on disk, oldest first, by their names relative to the root."""
         root = self.config.record_path
-        return [str(path.relative_to(root)) for path in sorted(root.rglob("*.cast"), key=lambda p: p.stat().st_mtime_ns)]
+        paths = sorted(root.rglob("*.cast"), key=lambda path: path.stat().st_mtime_ns)
+        return [str(path.relative_to(root)) for path in paths]
 
     def rows(self) -> list[dict[str, Any]]:
         """The ledger."""
-        import sqlite3
-
         with contextlib.closing(sqlite3.connect(self.config.hooks_settings().db)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute("SELECT * FROM sessions ORDER BY login_at")]
 
-    def connect(self, pod: str = "demo", *, v1: bool = True, size: str = "&cols=100&rows=30", **claims: Any) -> Terminal:
+    def connect(
+        self, pod: str = "demo", *, v1: bool = True, size: str = "&cols=100&rows=30", **claims: Any
+    ) -> Terminal:
         """Open a terminal as a browser would."""
         return self.connect_with(self.token(pod, **claims), v1=v1, size=size)
 
     def connect_with(self, token: str, *, v1: bool = True, size: str = "", **options: Any) -> Terminal:
         """Open a terminal with this token."""
         url = f"ws://127.0.0.1:{self.port}/ssh?ssh_token={token}{size}"
-        return Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=["jumpserver.v1"] if v1 else None, **options))
+        subprotocols = ["jumpserver.v1"] if v1 else None
+        return Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=subprotocols, **options))
+
+
+class RunningServer(Installation):
+    """A real jumpserver in this process, on a free port of this host."""
+
+    def __init__(self, folder: Path, cluster: StandIn, **options: str) -> None:
+        super().__init__(folder, cluster, **options)
+        jumpserver.check_record_path(self.config, self.config_file)
+        hooks_file = self.config.Hooks.file
+        hooks_class = hooks.load_hooks(self.config.folder / hooks_file if hooks_file else None)
+        self.hooks = hooks_class(self.config.hooks_settings())
+        self.server = jumpserver.JumpServer(self.config, self.hooks)
+        self.server.start()
+        self.port = int(self.server.server_address[1])
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Stop the server; once is enough."""
+        if not self._stopped:
+            self._stopped = True
+            self.server.stop()
 
 
 class Terminal:
@@ -179,6 +210,16 @@ class Terminal:
             self.step()
         self.sock.shutdown()
         return next((event for event in self.events if event["type"] == "end"), {})
+
+
+def need_program(name: str) -> str:
+    """The path of a program; without it the test is skipped, or fails where nothing may be skipped."""
+    path = shutil.which(name)
+    if path is None:
+        if os.environ.get("JUMPSERVER_TESTS_NEED_ALL"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
+    return path
 
 
 def open_files() -> set[str]:

@@ -67,20 +67,21 @@ def old(started: dict[str, StandIn]) -> Iterator[StandIn]:
 
 
 def end_streams(cluster: StandIn) -> None:
-    cluster.drop_connections()
-    for pid in cluster.shells():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
-    cluster.wait_until(lambda: not cluster.shells())
+    cluster.wait_until(lambda: ended(cluster))
     with contextlib.suppress(KeyError):
         cluster.delete_pod(DEMO.namespace, DEMO.name)
     cluster.add_pod(DEMO)
-    cluster.wait_until(lambda: not live_streams(cluster))
     cluster.execs.clear()
 
 
-def live_streams(cluster: StandIn) -> list[Exec]:
-    return [record for record in cluster.execs if record.http_status == 101 and not record.ended]
+def ended(cluster: StandIn) -> bool:
+    """Whether all streams and shells are gone; speeds the others up."""
+    cluster.drop_connections()
+    shells = cluster.shells()
+    for pid in shells:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    return not shells and all(record.ended or record.http_status not in (0, 101) for record in cluster.execs)
 
 
 def open_exec(
@@ -172,6 +173,17 @@ def drop_tcp(stream: Stream) -> None:
     """Without a close frame."""
     socket.socket.shutdown(stream.sock, socket.SHUT_RDWR)
     stream.shutdown()
+
+
+def wait_until_still(cluster: StandIn, record: Exec) -> None:
+    """Until twenty looks in a row saw no output pass."""
+    seen = [0]
+
+    def still() -> bool:
+        seen.append(record.bytes_out)
+        return len(seen) > 20 and seen[-20] == seen[-1] > 0
+
+    cluster.wait_until(still)
 
 
 def round_trip(cluster: StandIn) -> None:
@@ -283,6 +295,11 @@ def test_output_before_exit_is_never_lost(new: StandIn) -> None:
 def test_terminal_ends_with_its_shell_though_a_child_keeps_printing(new: StandIn) -> None:
     outcome = run(new, "bash", "-c", "setsid sh -c 'trap \"\" HUP; yes' & sleep 0.05")
     assert outcome.status == {"status": "Success"}
+
+
+def test_terminal_ends_with_its_shell_though_a_child_has_it_open(new: StandIn) -> None:
+    outcome = run(new, "sh", "-c", "(trap '' HUP; exec sleep 1000) & exit 4")
+    assert cause(outcome) == "4"
 
 
 def test_newer_subprotocol_wins_in_either_order(new: StandIn) -> None:
@@ -555,7 +572,7 @@ def test_dropped_connections_end_without_a_status(cluster: StandIn) -> None:
 
 def test_deleted_pod_ends_its_streams_with_137(cluster: StandIn) -> None:
     stream = open_exec(cluster, "bash")
-    stream.send_binary(b"\x00setsid nohup sleep 1000 & echo st'art'ed\n")
+    stream.send_binary(b"\x00cd /; setsid nohup sleep 1000 & echo st'art'ed\n")
     read_until(stream, b"started")
     left = cluster.processes()
     cluster.delete_pod("default", "demo")
@@ -597,12 +614,14 @@ def test_tcp_drop_is_noticed_after_a_malformed_resize(new: StandIn) -> None:
     stream = open_exec(new, "sh")
     stream.send_binary(b"\x04[]")
     new.wait_until(lambda: new.execs[-1].jammed)
-    drop_tcp(stream)
+    socket.socket.shutdown(stream.sock, socket.SHUT_WR)
     new.wait_until(lambda: not new.shells())
 
 
 def test_input_resizes_and_pongs_wait_while_the_program_does_not_read(cluster: StandIn) -> None:
-    script = f"stty raw -echo; echo ready; while [ ! -e go ]; do sleep 0.01; done; head -c {MIB} | wc -c"
+    script = (
+        f"stty raw -echo; echo ready; while [ ! -e go ]; do sleep 0.01; done; head -c {MIB} | wc -c; read x"
+    )
     stream = open_exec(cluster, "sh", "-c", script)
     record = cluster.execs[-1]
     read_until(stream, b"ready")
@@ -610,21 +629,20 @@ def test_input_resizes_and_pongs_wait_while_the_program_does_not_read(cluster: S
         stream.send_binary(b"\x00" + bytes(MIB // 64))
     stream.send_binary(b'\x04{"Width":80,"Height":24}')
     stream.ping("x")
+    cluster.wait_until(lambda: record.bytes_in > 0)
     round_trip(cluster)
-    assert 0 < record.bytes_in < MIB // 2
+    assert record.bytes_in < MIB // 2
     assert (record.sizes, record.pings) == ([], 0)
     (cluster.home() / "go").touch()
-    assert str(MIB).encode() in read_to_end(stream).output[1]
-    assert (record.sizes, record.pings) == ([(80, 24)], 1)
+    read_until(stream, str(MIB).encode())
+    cluster.wait_until(lambda: (record.sizes, record.pings) == ([(80, 24)], 1))
 
 
 def test_output_is_not_read_while_the_client_does_not_read(cluster: StandIn) -> None:
     total = 24 * MIB
     stream = open_exec(cluster, "head", "-c", str(total), "/dev/zero", streams="stdout")
     record = cluster.execs[-1]
-    cluster.wait_until(lambda: record.bytes_out > 0)
-    round_trip(cluster)
-    round_trip(cluster)
+    wait_until_still(cluster, record)
     assert record.bytes_out < total
     assert record.pid in cluster.shells()
     assert len(read_to_end(stream).output[1]) == total
@@ -632,6 +650,7 @@ def test_output_is_not_read_while_the_client_does_not_read(cluster: StandIn) -> 
 
 def test_input_passes_while_the_client_does_not_read(new: StandIn) -> None:
     stream = open_exec(new, "sh", "-c", "yes & read x; touch got; kill $!; wait")
+    wait_until_still(new, new.execs[-1])
     stream.send_binary(b"\x00\n")
     new.wait_until(lambda: (new.home() / "got").exists())
     read_to_end(stream)
@@ -664,7 +683,7 @@ def test_stop_leaves_no_process_thread_descriptor_or_file(flavour: str) -> None:
         idle = open_exec(cluster, "bash")
         orphan = open_exec(cluster, "bash", subprotocol=V5)
         flood = open_exec(cluster, "yes")
-        idle.send_binary(b"\x00setsid nohup sleep 1000 & nohup sleep 1000 & echo st'art'ed\n")
+        idle.send_binary(b"\x00cd /; setsid nohup sleep 1000 & nohup sleep 1000 & echo st'art'ed\n")
         read_until(idle, b"started")
         plain = socket.create_connection((cluster.host, cluster.port))
         drop_tcp(orphan)

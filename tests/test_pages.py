@@ -1,6 +1,6 @@
 """The pages in a real browser, against the real server and the stand-in cluster.
 
-Needs the fixture `server` (see `PagesServer`) and a Chromium: the one in CHROMIUM, else the one on PATH.
+Needs a Chromium: the one that CHROMIUM names, else the one on PATH.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+from tests.support import RunningServer, need_program
+
 CHROMIUM_ARGS = [
     "--headless",
     "--no-sandbox",
@@ -30,8 +30,6 @@ CHROMIUM_ARGS = [
     "--disable-sync",
 ]
 WAIT_MS = 20_000
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM or put it on PATH")
 
 TERMINAL = "document.querySelector('#terminal').terminal"
 # The text of the last lines, wrapped ones joined.
@@ -69,28 +67,11 @@ WATCH_STALLS = """() => {
 }"""
 
 
-class PagesServer(Protocol):
-    """What the fixture `server` gives: a running jumpserver before a cluster with the pod `demo`."""
-
-    url: str  # of the terminal page, with a slash at the end
-
-    def terminal_url(self, pod: str = "demo") -> str:
-        """The terminal page with a token for a pod; the token may be used again."""
-
-    def player_url(self, filename: str) -> str:
-        """The player page with a token that may play one recording."""
-
-    def recordings(self) -> list[str]:
-        """Names of the recordings, oldest first, as `player_url` takes them."""
-
-    def stop(self) -> None:
-        """Shut the server down in an orderly way; idempotent."""
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    program = os.environ.get("CHROMIUM") or need_program("chromium")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGS)
         yield chromium
         chromium.close()
 
@@ -184,7 +165,7 @@ def sent_messages(page: Page) -> list[dict[str, Any]]:
 # ---- The terminal ----
 
 
-def test_a_typed_command_shows_its_output(server: PagesServer, page: Page) -> None:
+def test_a_typed_command_shows_its_output(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "echo $((40 + 2))-is-the-answer")
     wait_for_text(page, "42-is-the-answer")
@@ -192,13 +173,13 @@ def test_a_typed_command_shows_its_output(server: PagesServer, page: Page) -> No
     expect(page.get_by_text("Recorded", exact=True)).to_be_visible()
 
 
-def test_the_token_leaves_the_address_bar(server: PagesServer, page: Page) -> None:
+def test_the_token_leaves_the_address_bar(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     assert "ssh_token" not in page.url
     assert page.url == server.url
 
 
-def test_the_first_size_is_that_of_the_window(server: PagesServer, page: Page) -> None:
+def test_the_first_size_is_that_of_the_window(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     rows, cols = page.evaluate(f"[{TERMINAL}.rows, {TERMINAL}.cols]")
     run(page, "echo size $(stty size) end")
@@ -206,7 +187,7 @@ def test_the_first_size_is_that_of_the_window(server: PagesServer, page: Page) -
     assert (rows, cols) != (24, 80)
 
 
-def test_a_resized_window_changes_the_size_in_the_pod(server: PagesServer, page: Page) -> None:
+def test_a_resized_window_changes_the_size_in_the_pod(server: RunningServer, page: Page) -> None:
     messages = sent_messages(page)
     open_terminal(page, server.terminal_url())
     cols = page.evaluate(f"{TERMINAL}.cols")
@@ -220,7 +201,7 @@ def test_a_resized_window_changes_the_size_in_the_pod(server: PagesServer, page:
     ]
 
 
-def test_a_paste_of_100_kb_arrives_intact(server: PagesServer, page: Page) -> None:
+def test_a_paste_of_100_kb_arrives_intact(server: RunningServer, page: Page) -> None:
     messages = sent_messages(page)
     # An odd emoji here and there, so that the cuts between messages fall inside surrogate pairs too.
     lines = [f"{number:05d} " + "\U0001f389\u4f60x" * (number % 7) + "=" * 60 for number in range(1500)]
@@ -238,7 +219,7 @@ def test_a_paste_of_100_kb_arrives_intact(server: PagesServer, page: Page) -> No
     assert max(len(json.dumps(message, ensure_ascii=False).encode()) for message in messages) <= 16 * 1024
 
 
-def test_the_paste_shortcut_pastes(server: PagesServer, page: Page) -> None:
+def test_the_paste_shortcut_pastes(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     page.evaluate("navigator.clipboard.writeText('echo sh\\'\\'ort\\'\\'cut')")
     page.keyboard.press("Control+Shift+V")
@@ -247,7 +228,7 @@ def test_the_paste_shortcut_pastes(server: PagesServer, page: Page) -> None:
     wait_for_text(page, "\nshortcut")
 
 
-def test_a_paste_cannot_end_its_own_brackets(server: PagesServer, page: Page) -> None:
+def test_a_paste_cannot_end_its_own_brackets(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "printf '\\033[?2004h'; echo brackets-$((1 + 0)); cat")
     wait_for_text(page, "brackets-1")
@@ -258,7 +239,7 @@ def test_a_paste_cannot_end_its_own_brackets(server: PagesServer, page: Page) ->
     assert page.evaluate("window.typed") == "\x1b[200~onetwo\x1b[201~"
 
 
-def test_the_selection_is_copied(server: PagesServer, page: Page) -> None:
+def test_the_selection_is_copied(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "echo copy-$((3 + 4))-me")
     wait_for_text(page, "copy-7-me")
@@ -267,7 +248,7 @@ def test_the_selection_is_copied(server: PagesServer, page: Page) -> None:
     until(page, "navigator.clipboard.readText().then((text) => text.includes('copy-7-me'))")
 
 
-def test_a_program_may_fill_the_clipboard_but_not_read_it(server: PagesServer, page: Page) -> None:
+def test_a_program_may_fill_the_clipboard_but_not_read_it(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     page.evaluate("navigator.clipboard.writeText('secret of the user')")
     page.evaluate(f"window.typed = ''; {TERMINAL}.onData((data) => {{ window.typed += data; }})")
@@ -276,7 +257,7 @@ def test_a_program_may_fill_the_clipboard_but_not_read_it(server: PagesServer, p
     assert page.evaluate("window.typed") in ("", "\x1b]52;c;\x07")
 
 
-def test_wide_characters_emoji_and_colours_are_shown(server: PagesServer, page: Page) -> None:
+def test_wide_characters_emoji_and_colours_are_shown(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(
         page,
@@ -293,7 +274,7 @@ def test_wide_characters_emoji_and_colours_are_shown(server: PagesServer, page: 
     ]
 
 
-def test_a_flood_is_held_back_and_does_not_freeze_the_page(server: PagesServer, page: Page) -> None:
+def test_a_flood_is_held_back_and_does_not_freeze_the_page(server: RunningServer, page: Page) -> None:
     messages = sent_messages(page)
     open_terminal(page, server.terminal_url())
     page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
@@ -306,7 +287,7 @@ def test_a_flood_is_held_back_and_does_not_freeze_the_page(server: PagesServer, 
     assert flow == [True, False] * (len(flow) // 2)
 
 
-def test_search_counts_what_it_finds(server: PagesServer, page: Page) -> None:
+def test_search_counts_what_it_finds(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "clear; for i in 1 2 3; do echo nee''dle; done")
     wait_for_text(page, "needle\nneedle\nneedle")
@@ -322,7 +303,7 @@ def test_search_counts_what_it_finds(server: PagesServer, page: Page) -> None:
     wait_for_text(page, "focus-2")
 
 
-def test_the_font_size_is_kept(server: PagesServer, page: Page) -> None:
+def test_the_font_size_is_kept(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     cols = page.evaluate(f"{TERMINAL}.cols")
     page.get_by_role("button", name="Larger text").click()
@@ -333,7 +314,7 @@ def test_the_font_size_is_kept(server: PagesServer, page: Page) -> None:
     assert page.evaluate(f"{TERMINAL}.options.fontSize") == size
 
 
-def test_a_touch_screen_has_the_keys_it_lacks(server: PagesServer, browser: Browser) -> None:
+def test_a_touch_screen_has_the_keys_it_lacks(server: RunningServer, browser: Browser) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     context.set_default_timeout(WAIT_MS)
     page = context.new_page()
@@ -352,7 +333,7 @@ def test_a_touch_screen_has_the_keys_it_lacks(server: PagesServer, browser: Brow
     context.close()
 
 
-def test_without_a_token_the_page_asks_for_one(server: PagesServer, page: Page) -> None:
+def test_without_a_token_the_page_asks_for_one(server: RunningServer, page: Page) -> None:
     page.goto(server.url)
     token = server.terminal_url().split("ssh_token=")[1]
     page.get_by_label("Token").fill(token)
@@ -362,12 +343,12 @@ def test_without_a_token_the_page_asks_for_one(server: PagesServer, page: Page) 
     wait_for_text(page, "form-2")
 
 
-def test_a_token_in_the_query_works_too(server: PagesServer, page: Page) -> None:
+def test_a_token_in_the_query_works_too(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url().replace("#", "?"))
     assert page.url == server.url
 
 
-def test_a_refused_token_shows_the_sentence_of_the_server(server: PagesServer, page: Page) -> None:
+def test_a_refused_token_shows_the_sentence_of_the_server(server: RunningServer, page: Page) -> None:
     closed: list[str] = []
 
     def on_frame(payload: Any) -> None:
@@ -383,7 +364,7 @@ def test_a_refused_token_shows_the_sentence_of_the_server(server: PagesServer, p
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-def test_a_shell_that_ends_shows_its_exit_code_and_reconnects(server: PagesServer, page: Page) -> None:
+def test_a_shell_that_ends_shows_its_exit_code_and_reconnects(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "echo first-$((1 + 1)); exit 7")
     phase(page, "ended")
@@ -395,7 +376,17 @@ def test_a_shell_that_ends_shows_its_exit_code_and_reconnects(server: PagesServe
     wait_for_text(page, "first-2")  # what the first shell printed is still there
 
 
-def test_leaving_asks_only_while_connected(server: PagesServer, page: Page) -> None:
+def test_a_used_up_token_is_told_apart_at_reconnect(server: RunningServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url(jti="once"))
+    run(page, "echo kept-$((1 + 1)); exit")
+    phase(page, "ended")
+    page.get_by_role("button", name="Reconnect").click()
+    phase(page, "refused")
+    expect(page.locator("#notice")).to_contain_text("Open the terminal again from your platform.")
+    wait_for_text(page, "kept-2")
+
+
+def test_leaving_asks_only_while_connected(server: RunningServer, page: Page) -> None:
     asks = "dispatchEvent(new Event('beforeunload', { cancelable: true })) === false"
     open_terminal(page, server.terminal_url())
     assert page.evaluate(asks)
@@ -404,7 +395,7 @@ def test_leaving_asks_only_while_connected(server: PagesServer, page: Page) -> N
     assert not page.evaluate(asks)
 
 
-def test_a_lost_connection_is_named(server: PagesServer, page: Page) -> None:
+def test_a_lost_connection_is_named(server: RunningServer, page: Page) -> None:
     relay = Relay(server.url)
     open_terminal(page, server.terminal_url().replace(urlsplit(server.url).netloc, relay.address))
     relay.cut()
@@ -413,7 +404,7 @@ def test_a_lost_connection_is_named(server: PagesServer, page: Page) -> None:
     expect(page.get_by_role("button", name="Reconnect")).to_be_visible()
 
 
-def test_a_server_that_stops_says_so(server: PagesServer, page: Page) -> None:
+def test_a_server_that_stops_says_so(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     server.stop()
     expect(page.locator("#notice")).to_contain_text("server")
@@ -422,7 +413,7 @@ def test_a_server_that_stops_says_so(server: PagesServer, page: Page) -> None:
     expect(page.locator("#notice-text")).to_have_text("The server could not be reached.")
 
 
-def test_the_terminal_works_inside_an_iframe(server: PagesServer, page: Page) -> None:
+def test_the_terminal_works_inside_an_iframe(server: RunningServer, page: Page) -> None:
     embedder = f'<!doctype html><iframe src="{server.terminal_url()}" width="900" height="500"></iframe>'
     page.route("**/embedder", lambda route: route.fulfill(body=embedder, content_type="text/html"))
     page.goto(f"{server.url}embedder")
@@ -439,9 +430,7 @@ def player_text(page: Page, text: str) -> None:
 
 def fulfil(page: Page, body: str) -> None:
     """Answer for the server: with files that it would not write itself."""
-    page.route(
-        "**/records/play*", lambda route: route.fulfill(body=body, content_type="application/x-asciicast")
-    )
+    page.route("**/records/play*", lambda route: route.fulfill(body=body, content_type="application/x-asciicast"))
 
 
 def cast(*events: list[Any]) -> str:
@@ -449,9 +438,9 @@ def cast(*events: list[Any]) -> str:
     return "".join(json.dumps(line) + "\n" for line in (header, *events))
 
 
-def test_the_player_shows_what_the_terminal_showed(server: PagesServer, page: Page) -> None:
+def test_the_player_shows_what_the_terminal_showed(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
-    run(page, "echo recorded-$((1 + 1)) '\u4f60\u597d \U0001f389'; exit")
+    run(page, "printf 'recorded-%s \\344\\275\\240\\345\\245\\275 \\360\\237\\216\\211\\n' $((1 + 1)); exit")
     phase(page, "ended")
     page.goto(server.player_url(server.recordings()[-1]))
     page.get_by_label("Speed").select_option("8")
@@ -460,7 +449,7 @@ def test_the_player_shows_what_the_terminal_showed(server: PagesServer, page: Pa
     expect(page.locator("#meta")).to_contain_text("B")
 
 
-def test_the_download_has_the_name_of_the_file(server: PagesServer, page: Page) -> None:
+def test_the_download_has_the_name_of_the_file(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "exit")
     phase(page, "ended")
@@ -472,7 +461,7 @@ def test_the_download_has_the_name_of_the_file(server: PagesServer, page: Page) 
     assert download.value.path().read_text().startswith("{")
 
 
-def test_pauses_are_shortened_as_chosen_and_the_place_is_kept(server: PagesServer, page: Page) -> None:
+def test_pauses_are_shortened_as_chosen_and_the_place_is_kept(server: RunningServer, page: Page) -> None:
     fulfil(page, cast([1, "o", "start "], [101, "o", "end"]))
     page.goto(server.player_url("any.cast"))
     player_text(page, "start")
@@ -483,13 +472,13 @@ def test_pauses_are_shortened_as_chosen_and_the_place_is_kept(server: PagesServe
     until(page, "document.querySelector('#player').player.getCurrentTime() >= 1")
 
 
-def test_a_torn_last_line_is_left_out(server: PagesServer, page: Page) -> None:
+def test_a_torn_last_line_is_left_out(server: RunningServer, page: Page) -> None:
     fulfil(page, cast([0.1, "o", "whole"]) + '[0.2, "o", "to')
     page.goto(server.player_url("any.cast"))
     player_text(page, "whole")
 
 
-def test_markers_are_shown(server: PagesServer, page: Page) -> None:
+def test_markers_are_shown(server: RunningServer, page: Page) -> None:
     fulfil(page, cast([0.1, "o", "a"], [1, "m", "deploy"], [2, "o", "b"]))
     page.goto(server.player_url("any.cast"))
     expect(page.locator("#player .ap-marker")).to_have_count(1)
@@ -505,33 +494,31 @@ def test_markers_are_shown(server: PagesServer, page: Page) -> None:
         ("", "This is not a recording"),
     ],
 )
-def test_what_cannot_be_played_is_said_in_words(
-    server: PagesServer, page: Page, body: str, words: str
-) -> None:
+def test_what_cannot_be_played_is_said_in_words(server: RunningServer, page: Page, body: str, words: str) -> None:
     fulfil(page, body)
     page.goto(server.player_url("any.cast"))
     expect(page.locator("#words")).to_contain_text(words)
     expect(page.get_by_role("link", name="Download")).to_be_visible()
 
 
-def test_a_missing_recording_is_said_in_words(server: PagesServer, page: Page) -> None:
+def test_a_missing_recording_is_said_in_words(server: RunningServer, page: Page) -> None:
     page.goto(server.player_url("00/00/00/00/00/00/00/00/missing.cast"))
     expect(page.locator("#words")).to_contain_text("There is no such recording")
     expect(page.locator("#words")).to_contain_text("missing.cast")
 
 
-def test_a_bad_token_is_said_in_words(server: PagesServer, page: Page) -> None:
+def test_a_bad_token_is_said_in_words(server: RunningServer, page: Page) -> None:
     page.goto(f"{server.url}player.html?filename=any.cast&token=wrong")
     expect(page.locator("#words")).to_contain_text("You may not play this recording")
     assert "?" not in page.url  # the token moved to the fragment, which no server sees
 
 
-def test_an_incomplete_link_is_said_in_words(server: PagesServer, page: Page) -> None:
+def test_an_incomplete_link_is_said_in_words(server: RunningServer, page: Page) -> None:
     page.goto(f"{server.url}player.html")
     expect(page.locator("#words")).to_contain_text("No recording was named")
 
 
-def test_a_server_out_of_reach_is_said_in_words(server: PagesServer, page: Page) -> None:
+def test_a_server_out_of_reach_is_said_in_words(server: RunningServer, page: Page) -> None:
     page.route("**/records/play*", lambda route: route.abort())
     page.goto(server.player_url("any.cast"))
     expect(page.locator("#words")).to_contain_text("The server could not be reached")

@@ -1,0 +1,437 @@
+"""Takes the figures and prints them. Owns what is measured, how often, and the targets."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.processes import ROOT, Lab, Server
+
+SHM = Path("/dev/shm")
+SPACE_BYTES = 4 << 30  # for the recordings of one run
+MB = 1e6
+
+
+def say(text: str) -> None:
+    """A progress line."""
+    print(f"[bench] {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    rounds: int
+    flood_seconds: float  # of each flood, roughly
+    keys: int  # typed for one latency figure
+    sessions: tuple[int, ...]  # open at a time; the last is only reached, the one before is where memory is read
+    probes: int  # first prompts timed at each of these
+    recording_bytes: int
+    starts: int
+
+
+FULL = Scale(
+    rounds=5, flood_seconds=1.5, keys=1000, sessions=(1, 100, 1000, 2000), probes=15, recording_bytes=200 << 20, starts=9
+)
+QUICK = Scale(
+    rounds=1, flood_seconds=0.2, keys=100, sessions=(1, 25, 50, 60), probes=3, recording_bytes=20 << 20, starts=2
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: the values of its rounds, and the target for their median."""
+
+    section: str
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    target: float | None = None
+    at_least: bool = True  # whether the target is a floor
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def reached(self) -> bool | None:
+        """None where there is no target."""
+        if self.target is None:
+            return None
+        return self.median >= self.target if self.at_least else self.median <= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for the file."""
+        derived = {"median": self.median, "low": min(self.values), "high": max(self.values), "reached": self.reached}
+        return {**dataclasses.asdict(self), **derived}
+
+
+class Report:
+    """The rows so far, and notes on what could not be measured."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.section = ""
+
+    def add(
+        self, name: str, unit: str, *values: float, at_least: float | None = None, at_most: float | None = None
+    ) -> None:
+        """Add a figure with the values of its rounds."""
+        target = at_most if at_least is None else at_least
+        row = Row(self.section, name, unit, values, target, at_most is None)
+        self.rows.append(row)
+        say(f"{name}: {row.median:.4g} {unit}")
+
+
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Round by round: what disturbs the machine disturbs both."""
+    return [mine / other for mine, other in zip(ours, theirs)]
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The smallest value that so many percent do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * percent / 100))]
+
+
+# -- 1 and 4: throughput, processor time ------------------------------------------------------------------------------
+
+FRAME_BYTES = (4095, 32768)
+_FIRST_GUESS = 30 * MB  # bytes a second, of a peer not measured yet
+
+
+def measure_throughput(lab: Lab, scale: Scale, report: Report) -> None:
+    """One session at a time. The peers take turns within each round."""
+    pump, baseline, client = lab.peer("pump"), lab.peer("baseline"), lab.helper("client")
+    with lab.server() as server:
+        for size in FRAME_BYTES:
+            targets: dict[str, Callable[..., dict[str, Any]]] = {
+                "direct": lab.direct,
+                "pump": lambda *words: lab.through_pump(pump, *words),
+                "baseline": lambda *words: lab.through_baseline(baseline, *words),
+                "ours": lambda *words: lab.through_server(server, *words),
+            }
+            speeds: dict[str, list[float]] = {name: [] for name in targets}
+            costs: dict[str, list[float]] = {"baseline": [], "ours": []}
+            guesses = dict.fromkeys(targets, _FIRST_GUESS)
+            for turn in range(scale.rounds + 1):  # the first one warms up and finds how much is enough
+                for name, target in targets.items():
+                    frames = int(guesses[name] * (scale.flood_seconds if turn else 0.3) / size) + 1
+                    process = {"baseline": baseline, "ours": server}.get(name)
+                    spent = process.cpu_seconds if process else 0.0
+                    seconds = client.do("flood", target=target("flood", str(size), str(frames)))["seconds"]
+                    server.wait_threads(server.idle_threads)
+                    lab.forget_recordings()
+                    guesses[name] = frames * size / seconds
+                    if turn:
+                        speeds[name].append(frames * size / seconds / MB)
+                        if process:
+                            costs[name].append((process.cpu_seconds - spent) / (frames * size / 1e9))
+            _report_throughput(report, size, speeds, costs)
+
+
+def _report_throughput(
+    report: Report, size: int, speeds: dict[str, list[float]], costs: dict[str, list[float]]
+) -> None:
+    frames = f"frames of {size:,}"
+    for name, values in speeds.items():
+        report.add(f"{frames}: {name}", "MB/s", *values, at_least=100.0 if name == "ours" else None)
+    over_baseline = ratios(speeds["ours"], speeds["baseline"])
+    report.add(f"{frames}: ours / baseline", "x", *over_baseline, at_least=3.0 if size == FRAME_BYTES[0] else None)
+    report.add(f"{frames}: ours / pump", "x", *ratios(speeds["ours"], speeds["pump"]))
+    for name, values in costs.items():
+        report.add(f"{frames}: processor time, {name}", "s/GB", *values)
+
+
+# -- 2: echo ----------------------------------------------------------------------------------------------------------
+
+
+def measure_latency(lab: Lab, scale: Scale, report: Report) -> None:
+    """Type a word, wait for its echo, type the next."""
+    client, others, baseline = lab.helper("client"), lab.helper("client"), lab.peer("baseline")
+    floods = [lab.helper("client") for _ in range(2)]
+    figures: dict[str, list[list[float]]] = {}
+
+    def measure(name: str, target: dict[str, Any]) -> None:
+        say(f"echo, {name}")
+        answer = client.do("echo", target=target, count=scale.keys)
+        figures.setdefault(name, []).append(answer["milliseconds"])
+
+    with lab.server() as server:
+        for _ in range(max(1, scale.rounds * 3 // 5)):
+            measure("direct", lab.direct("echo"))
+            measure("baseline idle", lab.through_baseline(baseline, "echo"))
+            measure("ours idle", lab.through_server(server, "echo"))
+            idle = [lab.through_server(server, "idle") for _ in range(min(100, scale.sessions[-1]))]
+            others.do("open", targets=idle, workers=4)
+            measure(f"ours with {len(idle)} idle sessions", lab.through_server(server, "echo"))
+            others.do("close")
+            server.wait_threads(server.idle_threads)
+            with flooding(lab, server, floods):
+                measure("ours under 2 floods", lab.through_server(server, "echo"))
+            server.wait_threads(server.idle_threads)
+            lab.forget_recordings()
+    _report_latency(report, figures)
+
+
+@contextlib.contextmanager
+def flooding(lab: Lab, server: Server, clients: list[Any]) -> Iterator[None]:
+    """Flood sessions run at full speed during the block."""
+    for client in clients:
+        client.do("drain", target=lab.through_server(server, "flood", "4095", str(10**9), cluster="flood"))
+    yield
+    for client in clients:
+        client.do("close")
+
+
+def _report_latency(report: Report, figures: dict[str, list[list[float]]]) -> None:
+    middles = {name: [percentile(run, 50) for run in runs] for name, runs in figures.items()}
+    for name, runs in figures.items():
+        limit = 20.0 if "floods" in name else None
+        report.add(f"echo p50, {name}", "ms", *middles[name])
+        report.add(f"echo p99, {name}", "ms", *(percentile(run, 99) for run in runs), at_most=limit)
+    over = [ours - direct for ours, direct in zip(middles["ours idle"], middles["direct"])]
+    report.add("echo p50, ours idle over direct", "ms", *over, at_most=0.3)
+
+
+# -- 3: many sessions -------------------------------------------------------------------------------------------------
+
+
+def measure_sessions(lab: Lab, scale: Scale, report: Report) -> None:
+    """Open more and more idle sessions in one server."""
+    client, prober = lab.helper("client"), lab.helper("client")
+    *steps, most = scale.sessions
+    with lab.server() as server:
+        prober.do("open", targets=[lab.through_server(server, "idle")], workers=1)  # imports, caches
+        prober.do("close")
+        server.wait_threads(server.idle_threads)
+        memory = server.status("VmRSS")
+        opened = 0
+        for step in (*steps, most):
+            spent, wanted = server.cpu_seconds, step - opened
+            targets = [lab.through_server(server, "idle") for _ in range(wanted)]
+            seconds = client.do("open", targets=targets, workers=8)["seconds"]
+            opened = step
+            if step == steps[-1]:
+                report.add(f"logins a second, up to {step:,} open", "/s", wanted / seconds, at_least=200.0)
+                report.add("processor time a login", "ms", (server.cpu_seconds - spent) / wanted * 1000)
+                report.add(f"memory a session, {step:,} idle", "KB", _each(server, "VmRSS", memory, step), at_most=60.0)
+                threads = _each(server, "Threads", server.idle_threads, step)
+                report.add(f"threads a session, {step:,} idle", "", threads, at_most=3.0)
+            if step != most:
+                report.add(f"first prompt beside {step:,} open", "ms", *_first_prompts(lab, server, prober, scale))
+        report.add("sessions in one process", "", float(opened), at_least=2000.0 if scale is FULL else None)
+
+
+def _each(server: Server, key: str, before: int, sessions: int) -> float:
+    return (server.status(key) - before) / sessions
+
+
+def _first_prompts(lab: Lab, server: Server, prober: Any, scale: Scale) -> list[float]:
+    """One after the other; closed again."""
+    threads = server.status("Threads")
+    targets = [lab.through_server(server, "idle") for _ in range(scale.probes)]
+    milliseconds: list[float] = prober.do("open", targets=targets, workers=1)["milliseconds"]
+    prober.do("close")
+    server.wait_threads(threads)
+    return milliseconds
+
+
+# -- 5: start ---------------------------------------------------------------------------------------------------------
+
+
+def measure_start(lab: Lab, scale: Scale, report: Report) -> None:
+    """Start the server again and again; the first start, which fills caches, does not count."""
+    starts, memory, imports, bare = [], [], [], []
+    for turn in range(scale.starts + 1):
+        with lab.server() as server:
+            seconds, resident = server.start_seconds, server.status("VmRSS") / 1024
+        if turn:
+            starts.append(seconds)
+            memory.append(resident)
+            imports.append(_python_seconds(lab, "import jumpserver"))
+            bare.append(_python_seconds(lab, "pass"))
+    report.add("start to listening", "s", *starts, at_most=0.25)
+    report.add("of it Python itself", "s", *bare)
+    report.add("of it import", "s", *(whole - python for whole, python in zip(imports, bare)))
+    report.add("memory at rest", "MB", *memory, at_most=30.0)
+
+
+def _python_seconds(lab: Lab, code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=lab.program.parent, check=True)
+    return time.perf_counter() - start
+
+
+# -- 6: recordings ----------------------------------------------------------------------------------------------------
+
+
+def measure_player(lab: Lab, scale: Scale, report: Report) -> None:
+    """Download a long recording from the server, and the same file from nginx."""
+    folder = lab.records / "long"
+    folder.mkdir()
+    recording = folder / "long.cast"
+    line = json.dumps([1.5, "o", "\x1b[32m日志\x1b[0m request handled in 12 ms\r\n" * 20], ensure_ascii=False) + "\n"
+    with recording.open("w", encoding="utf-8") as file:
+        file.write('{"version": 2, "width": 120, "height": 40}\n')
+        file.write(line * (scale.recording_bytes // len(line.encode())))
+    client = lab.helper("client")
+    speeds: dict[str, list[float]] = {"ours": [], "nginx": []}
+    growth = []
+    with lab.server() as server, contextlib.ExitStack() as stack:
+        port = stack.enter_context(nginx(lab.folder)) if shutil.which("nginx") else 0
+        if not port:
+            report.notes.append("nginx is not installed: recordings are not compared with it")
+        for turn in range(scale.rounds + 1):
+            server.forget_peak()
+            before = server.status("VmRSS")
+            ours = client.do("fetch", target=lab.download(server, "long/long.cast"))
+            grown = (server.status("VmHWM") - before) / 1024
+            theirs = client.do("fetch", target={"port": port, "path": "/long/long.cast"}) if port else None
+            if turn:
+                growth.append(grown)
+                for name, answer in (("ours", ours), ("nginx", theirs)):
+                    if answer:
+                        speeds[name].append(answer["bytes"] / answer["seconds"] / MB)
+    for name, values in speeds.items():
+        if values:
+            report.add(f"recording of {scale.recording_bytes >> 20} MB: {name}", "MB/s", *values)
+    if speeds["nginx"]:
+        report.add("recording: ours / nginx", "x", *ratios(speeds["ours"], speeds["nginx"]))
+    report.add("recording: memory growth of the server", "MB", *growth)
+
+
+@contextlib.contextmanager
+def nginx(folder: Path) -> Iterator[int]:
+    """nginx with the record folder as its root; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    temporary = " ".join(f"{kind}_temp_path {folder}/nginx_{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
+        f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {temporary}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {folder}/records; }} }}\n"
+    )
+    process = subprocess.Popen(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
+    try:
+        deadline = time.monotonic() + 10
+        while not _accepts(port):
+            if time.monotonic() > deadline:
+                raise TimeoutError("nginx did not start")
+            time.sleep(0.01)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
+    "throughput": measure_throughput,
+    "latency": measure_latency,
+    "sessions": measure_sessions,
+    "start": measure_start,
+    "player": measure_player,
+}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows, aligned."""
+    lines = [("figure", "median", "low .. high", "", "target", "")]
+    for row in rows:
+        target = "" if row.target is None else f"{'>=' if row.at_least else '<='} {row.target:g}"
+        verdict = {None: "", True: "reached", False: "MISSED"}[row.reached]
+        spread = f"{_short(min(row.values))} .. {_short(max(row.values))}" if len(row.values) > 1 else ""
+        lines.append((row.name, _short(row.median), spread, row.unit, target, verdict))
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    aligned = [
+        f"{name:<{widths[0]}}  {median:>{widths[1]}} {unit:<{widths[3]}}  {spread:>{widths[2]}}  "
+        f"{target:>{widths[4]}}  {verdict}".rstrip()
+        for name, median, spread, unit, target, verdict in lines
+    ]
+    return "\n".join(aligned)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load": os.getloadavg()[0],
+        "recordings": "memory (/dev/shm)" if SHM in folder.parents else "disk",
+    }
+
+
+def lab_parent() -> Path | None:
+    """Where the recordings go: memory where there is enough, so that the disk is not what is measured."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(SHM).free >= SPACE_BYTES:
+            return SHM
+    return None
+
+
+def main() -> int:
+    """Measure, print the table, write the JSON file."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="one short round: whether it works, not how fast")
+    parser.add_argument("--server", type=Path, default=ROOT / "jumpserver.py", help="another jumpserver.py")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json", help="the JSON file")
+    options = parser.parse_args()
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"there is no section {', '.join(unknown)}")
+    report = Report()
+    scale = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=lab_parent()) as folder:
+        facts = machine(Path(folder))
+        for name in options.sections or SECTIONS:
+            report.section = name
+            say(f"-- {name}")
+            (Path(folder) / name).mkdir()
+            lab = Lab(Path(folder) / name, options.server.resolve())
+            try:
+                SECTIONS[name](lab, scale, report)
+            finally:
+                lab.stop()
+                shutil.rmtree(lab.folder)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"machine": facts, "quick": options.quick, "notes": report.notes}
+    rows = [row.as_json() for row in report.rows]
+    options.out.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(table(report.rows), *report.notes, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

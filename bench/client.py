@@ -1,0 +1,195 @@
+"""The browser of the benchmark: a process that counts bytes and looks at nothing but the opening head.
+
+Takes jobs, one JSON object a line, and answers each with one line. A ``target`` is {"port", "path", "ca"}: TLS where
+a CA file is named.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+from bench.source import END, PROMPT
+
+_READ_BYTES = 1 << 20
+_TAIL_BYTES = 128
+_open: list[socket.socket] = []
+
+
+def connect(target: dict[str, Any]) -> socket.socket:
+    """A connection to the target's port."""
+    sock = socket.create_connection(("127.0.0.1", target["port"]), 30)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if target.get("ca"):
+        return ssl.create_default_context(cafile=target["ca"]).wrap_socket(sock, server_hostname="127.0.0.1")
+    return sock
+
+
+def request(sock: socket.socket, target: dict[str, Any], headers: str, status: bytes) -> bytes:
+    """Send a GET; returns what came behind the answer's head. Raises ConnectionError for another status."""
+    head = f"GET {target['path']} HTTP/1.1\r\nHost: 127.0.0.1:{target['port']}\r\n{headers}\r\n"
+    sock.sendall(head.encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        chunk = sock.recv(65536)
+        if not chunk:
+            raise ConnectionError(f"no answer: {answer!r}")
+        answer += chunk
+    if answer.split(b" ", 2)[1] != status:
+        raise ConnectionError(f"refused: {answer!r}")
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+def open_terminal(target: dict[str, Any]) -> tuple[socket.socket, bytes]:
+    """Open a WebSocket; returns it and what came behind the head."""
+    sock = connect(target)
+    headers = (
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    if target.get("ca") or target.get("v4"):
+        headers += "Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n"
+    return sock, request(sock, target, headers, b"101")
+
+
+def read_until(sock: socket.socket, received: bytes, wanted: bytes) -> None:
+    """Receive until the wanted bytes are there."""
+    while wanted not in received:
+        chunk = sock.recv(65536)
+        if not chunk:
+            raise ConnectionError(f"ended after {received!r}")
+        received += chunk
+
+
+def open_prompt(target: dict[str, Any]) -> tuple[socket.socket, float]:
+    """Open a terminal up to its first prompt; returns it and the milliseconds that took."""
+    start = time.perf_counter()
+    sock, received = open_terminal(target)
+    read_until(sock, received, PROMPT)
+    return sock, (time.perf_counter() - start) * 1000
+
+
+def drain(sock: socket.socket) -> float:
+    """Read to the end mark; returns the seconds since the first byte."""
+    view = memoryview(bytearray(_READ_BYTES))
+    tail = b""
+    start = 0.0
+    while count := sock.recv_into(view):
+        start = start or time.perf_counter()
+        tail = (tail + bytes(view[max(0, count - _TAIL_BYTES) : count]))[-_TAIL_BYTES:]
+        if END in tail:
+            return time.perf_counter() - start
+    raise ConnectionError("ended before the end mark")
+
+
+def job_flood(job: dict[str, Any]) -> dict[str, Any]:
+    """Take a flood."""
+    sock, _ = open_terminal(job["target"])
+    with sock:
+        return {"seconds": drain(sock)}
+
+
+def job_drain(job: dict[str, Any]) -> dict[str, Any]:
+    """Take a flood beside other jobs, from its first bytes until the terminals are closed."""
+    sock, _ = open_terminal(job["target"])
+    sock.recv(1)
+    _open.append(sock)
+    threading.Thread(target=discard, args=(sock,), daemon=True).start()
+    return {}
+
+
+def discard(sock: socket.socket) -> None:
+    """Read until the end."""
+    view = memoryview(bytearray(_READ_BYTES))
+    with contextlib.suppress(OSError):
+        while sock.recv_into(view):
+            pass
+
+
+def key_frame(text: str, v4: bool) -> bytes:
+    """A masked frame with typed text: as the exec protocol has it, or as the page sends it."""
+    message = b"\x00" + text.encode() if v4 else json.dumps({"type": "input", "input": text}).encode()
+    mask = os.urandom(4)
+    masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(message))
+    return struct.pack("!BB", 0x82 if v4 else 0x81, 0x80 | len(message)) + mask + masked
+
+
+def job_echo(job: dict[str, Any]) -> dict[str, Any]:
+    """Type one word after the other, each when the last has come back."""
+    sock, _ = open_prompt(job["target"])
+    milliseconds = []
+    with sock:
+        for i in range(job["count"]):
+            word = f"{i:06d}"
+            message = key_frame(word, bool(job["target"].get("ca")))
+            start = time.perf_counter()
+            sock.sendall(message)
+            read_until(sock, b"", word.encode())
+            milliseconds.append((time.perf_counter() - start) * 1000)
+    return {"milliseconds": milliseconds}
+
+
+def job_open(job: dict[str, Any]) -> dict[str, Any]:
+    """Open a terminal for every target, ``workers`` at a time; they stay open."""
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(job["workers"]) as pool:
+        opened = list(pool.map(open_prompt, job["targets"]))
+    seconds = time.perf_counter() - start
+    _open.extend(sock for sock, _ in opened)
+    return {"seconds": seconds, "milliseconds": [milliseconds for _, milliseconds in opened]}
+
+
+def job_close(job: dict[str, Any]) -> dict[str, Any]:
+    """Drop the terminals that are open."""
+    for sock in _open:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+    _open.clear()
+    return {}
+
+
+def job_fetch(job: dict[str, Any]) -> dict[str, Any]:
+    """Download a file."""
+    with connect(job["target"]) as sock:
+        start = time.perf_counter()
+        total = len(request(sock, job["target"], "Connection: close\r\n", b"200"))
+        view = memoryview(bytearray(_READ_BYTES))
+        while count := sock.recv_into(view):
+            total += count
+        return {"seconds": time.perf_counter() - start, "bytes": total}
+
+
+_JOBS = {
+    "flood": job_flood,
+    "drain": job_drain,
+    "echo": job_echo,
+    "open": job_open,
+    "close": job_close,
+    "fetch": job_fetch,
+}
+
+
+def main() -> None:
+    """Do jobs until there are no more."""
+    print(json.dumps({}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            answer = _JOBS[job["job"]](job)
+        except (OSError, ValueError) as exc:
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""A pod of the stand-in cluster: its programs, its home, its processes.
+
+Owns what runs: a pod is a directory of links to programs of this host and a home, not isolated at all: a
+shell here is a shell on this host. It knows nothing of Kubernetes' wire. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM_DIRECTORIES = frozenset(("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin"))
+COMMON_TOOLS = tuple(
+    """
+    [ awk basename cat chmod clear cp cut date dd df dirname du echo env expr false find grep head hostname id
+    kill less ln ls mkdir mkfifo more mv nohup printf ps pwd readlink rm rmdir sed seq setsid sleep sort stat
+    stty tail tee test timeout top touch tput tr true tty uname uniq vi wc which who xargs yes
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """`programs` are what `tools` has not: the shells. `state` is running, finished or pending.
+
+    `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside PATH and HOME.
+    """
+
+    namespace: str
+    name: str
+    containers: tuple[str, ...] = ("main",)
+    state: str = "running"
+    programs: tuple[str, ...] = ("bash", "sh")
+    tools: tuple[str, ...] = COMMON_TOOLS
+    elsewhere: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class ExecFailure(Exception):
+    """The runtime cannot start the program; the text is the end of the message in the status."""
+
+
+class Image:
+    """What a pod's programs see: a bin directory that is the whole PATH, and a home."""
+
+    def __init__(self, root: Path, pod: Pod) -> None:
+        self.pod, self.root = pod, root
+        self.bin, self.home = root / "bin", root / "home"
+        self.bin.mkdir(parents=True)
+        self.home.mkdir()
+        for name in (*pod.programs, *pod.tools):
+            target = shutil.which(name, path=os.pathsep.join(sorted(SYSTEM_DIRECTORIES)))
+            if target:
+                (self.bin / name).symlink_to(target)
+        self.environment = {
+            **dict(pod.environment),
+            "PATH": str(self.bin),
+            "HOSTNAME": pod.name,
+            "HOME": str(self.home),
+        }
+
+    def resolve(self, command: Sequence[str]) -> str:
+        """The path of the program on this host; ExecFailure in the runtime's words when there is none."""
+        program = command[0] if command else ""
+        if not program:
+            raise ExecFailure("args must not be empty")
+        folder, name = os.path.split(program)
+        if program in self.pod.elsewhere:
+            return program
+        path = self.bin / name if not folder or folder in SYSTEM_DIRECTORIES else self.home / program
+        if not path.exists():
+            why = f"stat {program}: no such file or directory" if folder else "executable file not found in $PATH"
+            raise ExecFailure(f'exec: "{program}": {why}')
+        if path.is_dir() or not os.access(path, os.X_OK):
+            raise ExecFailure(f'exec: "{program}": permission denied')
+        return str(path)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Pids of the live processes with a home or working directory below the folder, and of their children."""
+    below = os.fsencode(folder) + b"/"
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        with contextlib.suppress(OSError):
+            state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+            if state == b"Z":
+                continue
+            parents[pid] = int(parent)
+            environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+            if b"\0HOME=" + below in environment or os.readlink(b"/proc/%d/cwd" % pid).startswith(below):
+                found.add(pid)
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return sorted(found)
+        found |= more
+
+
+def kill_in(folder: Path) -> None:
+    """SIGKILL to all of them, again and again until nothing is left. Blocks up to 5 s."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        pids = processes_in(folder)
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+class Process:
+    """A program in a pod with the near ends of its terminal or pipes, non-blocking. Session thread only."""
+
+    def __init__(self, image: Image, command: Sequence[str], streams: frozenset[str]) -> None:
+        path = image.resolve(command)
+        self.tty = "tty" in streams
+        self.stdin: int | None = None
+        self.outputs: dict[int, int] = {}  # descriptor: 1 (stdout) or 2 (stderr)
+        self._descriptors: list[int] = []
+        try:
+            if self.tty:
+                self.popen = self._start_on_terminal(image, command, "stdin" in streams)
+            else:
+                self.popen = self._start_on_pipes(image, command, path, streams)
+            self.pidfd = os.pidfd_open(self.popen.pid)
+        except OSError as exc:
+            self._close_descriptors()
+            raise ExecFailure(f'exec: "{command[0]}": {(exc.strerror or "").lower()}') from exc
+        self._descriptors.append(self.pidfd)
+        for descriptor in self._descriptors:
+            os.set_blocking(descriptor, False)
+
+    def _start_on_terminal(self, image: Image, command: Sequence[str], stdin: bool) -> subprocess.Popen[bytes]:
+        master, slave = os.openpty()
+        self._descriptors.append(master)
+        self.outputs[master] = 1
+        self.stdin = master if stdin else None
+        # setsid(1) makes the session and the controlling terminal, then becomes the program: no code of ours
+        # runs between fork and exec, which a process with threads must not do.
+        try:
+            return subprocess.Popen(
+                ("setsid", "-c", *command),
+                executable=shutil.which("setsid"),
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                env=image.environment,
+                cwd=image.home,
+            )
+        finally:
+            os.close(slave)
+
+    def _start_on_pipes(
+        self, image: Image, command: Sequence[str], path: str, streams: frozenset[str]
+    ) -> subprocess.Popen[bytes]:
+        far: list[int] = []
+        ends: list[int] = [subprocess.DEVNULL] * 3
+        try:
+            for number, name in enumerate(("stdin", "stdout", "stderr")):
+                if name not in streams:
+                    continue
+                read_end, write_end = os.pipe()
+                theirs, ours = (read_end, write_end) if number == 0 else (write_end, read_end)
+                far.append(theirs)
+                self._descriptors.append(ours)
+                ends[number] = theirs
+                if number == 0:
+                    self.stdin = ours
+                else:
+                    self.outputs[ours] = number
+            return subprocess.Popen(
+                command,
+                executable=path,
+                stdin=ends[0],
+                stdout=ends[1],
+                stderr=ends[2],
+                env=image.environment,
+                cwd=image.home,
+                start_new_session=True,
+            )
+        finally:
+            for descriptor in far:
+                os.close(descriptor)
+
+    def write(self, data: memoryview) -> memoryview:
+        """Give the program what it takes now; the rest comes back. After its end everything is taken."""
+        while data and self.stdin is not None:
+            try:
+                data = data[os.write(self.stdin, data) :]
+            except BlockingIOError:
+                return data
+            except OSError:
+                self.close_stdin()
+        return memoryview(b"")
+
+    def close_stdin(self) -> None:
+        """End of file for a pipe. A terminal has no such thing: it stays open, and takes no more."""
+        if self.stdin is not None and not self.tty:
+            self._descriptors.remove(self.stdin)
+            os.close(self.stdin)
+        self.stdin = None
+
+    def resize(self, cols: int, rows: int) -> None:
+        for master in self.outputs if self.tty else ():
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+    def exit_code(self) -> int | None:
+        code = self.popen.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def close(self) -> None:
+        """Kill and reap the program if it still runs, and close everything."""
+        self.popen.kill()
+        self.popen.wait()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        self.outputs.clear()
+        self.stdin = None

@@ -1,0 +1,1124 @@
+"""The server as a whole: start and end, the terminal's wire, and what the libraries below it must not do to it."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, cast
+
+import pytest
+import websocket
+
+import jumpserver
+from demo.cluster import StandIn
+from tests.support import Installation, RunningServer, Terminal, nothing_left, wait_until
+
+PROGRAM = Path(jumpserver.__file__)
+KIB, MIB = 1 << 10, 1 << 20
+START_SECONDS = 20.0
+BROWSER_LEFT = jumpserver.BROWSER_LEFT.reason
+LONG_DENIAL = "ü" * 100
+OWN_HOOKS = f"""
+import hooks
+
+class OwnHooks(hooks.Hooks):
+    def validate_ssh_token(self, token):
+        if token == "denied":
+            raise hooks.Denied("not on a Friday")
+        if token == "denied-at-length":
+            raise hooks.Denied("{LONG_DENIAL}")
+        if token.startswith("broken"):
+            raise RuntimeError("cannot look up " + token)
+        return super().validate_ssh_token(token)
+
+    def on_login(self, info):
+        super().on_login(info)
+        if info.auth.user == "denied":
+            raise hooks.Denied("too many terminals are open")
+        if info.auth.user == "broken":
+            raise RuntimeError("no such user")
+"""
+
+
+# -- what the tests need ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with nothing_left(), StandIn() as cluster:
+        running = RunningServer(tmp_path_factory.mktemp("shared"), cluster, hooks_file=OWN_HOOKS)
+        running.rows()  # SQLite keeps the descriptor of a second connection for the next one
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+@pytest.fixture
+def cluster(shared: RunningServer) -> Iterator[StandIn]:
+    """One cluster for all tests; each leaves it without a shell."""
+    shared.cluster.execs.clear()
+    with nothing_left():
+        yield shared.cluster
+        shared.cluster.wait_until(lambda: not shared.cluster.shells())
+
+
+@pytest.fixture
+def server(shared: RunningServer, cluster: StandIn) -> Iterator[RunningServer]:
+    """One server for the tests that need no settings of their own; each leaves it without a session."""
+    yield shared
+    wait_until(lambda: not len(shared.server.sessions), "the end of all sessions")
+
+
+@contextlib.contextmanager
+def another_server(folder: Path, cluster: StandIn, **options: str) -> Iterator[RunningServer]:
+    running = RunningServer(folder, cluster, **options)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+class Program(Installation):
+    """A jumpserver in a process of its own."""
+
+    def __init__(self, folder: Path, cluster: StandIn, **options: str) -> None:
+        super().__init__(folder, cluster, **options)
+        self.log_file = folder / "log"
+
+    def __enter__(self) -> Program:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, flag: str = "-jumpserver") -> None:
+        with self.log_file.open("wb") as log:
+            command = [sys.executable, str(PROGRAM), flag, str(self.config_file)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
+        found = re.search(r" listen=\S+:(\d+)", self.log())
+        assert found, self.log()
+        self.port = int(found[1])
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(5)
+
+
+def run_program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+
+
+def newest(server: Installation) -> Path:
+    """The recording that was written last."""
+    return server.config.record_path / server.recordings()[-1]
+
+
+def events(path: Path, code: str) -> list[str]:
+    """The data of a recording's events of one kind. Every line must be whole."""
+    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
+
+
+def recorded_output(path: Path) -> bytes:
+    return "".join(events(path, "o")).encode()
+
+
+def last_row(server: Installation) -> dict[str, Any]:
+    return server.rows()[-1]
+
+
+def end_shell(terminal: Terminal) -> dict[str, Any]:
+    terminal.type("exit\n")
+    return terminal.wait_end()
+
+
+def request_head(target: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
+
+
+KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
+
+
+def ssh_head(server: Installation, query: str = "&cols=80&rows=24", **claims: Any) -> bytes:
+    return request_head(f"/ssh?ssh_token={server.token(**claims)}{query}", *UPGRADE)
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        yield sock
+
+
+def read_until(sock: socket.socket, text: bytes = b"") -> bytes:
+    """Read until the text has come, or to the end."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while not text or text not in got:
+            data = sock.recv(65536)
+            if not data:
+                break
+            got += data
+    return got
+
+
+def exchange(port: int, request: bytes) -> bytes:
+    with connected(port) as sock:
+        sock.sendall(request)
+        return read_until(sock)
+
+
+def frame(data: bytes, opcode: int = websocket.ABNF.OPCODE_TEXT, *, first_byte: int | None = None) -> bytes:
+    """A client's frame; ``first_byte`` takes the place of FIN and opcode."""
+    whole: bytes = websocket.ABNF.create_frame(data, opcode, 1).format()
+    return whole if first_byte is None else bytes([first_byte]) + whole[1:]
+
+
+def drop(sock: websocket.WebSocket) -> None:
+    sock.shutdown()  # type: ignore[no-untyped-call]
+
+
+def is_idle(sock: websocket.WebSocket, seconds: float) -> bool:
+    """Whether nothing at all comes within the time."""
+    sock.settimeout(seconds)
+    try:
+        sock.recv_data()
+        return False
+    except websocket.WebSocketTimeoutException:
+        return True
+    finally:
+        sock.settimeout(10)
+
+
+# -- start ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-jumpserver", "--jumpserver"])
+def test_the_configuration_of_the_original_is_enough(tmp_path: Path, cluster: StandIn, flag: str) -> None:
+    config = f'[Server]\nlisten = "127.0.0.1:0"\n\n[Record]\npath = "{tmp_path}/data/records"\n'
+    program = Program(tmp_path, cluster, config=config)
+    program.start(flag)
+    assert exchange(program.port, request_head("/nothing")).startswith(b"HTTP/1.1 404 ")
+    assert exchange(program.port, request_head("/ssh?ssh_token=x", *UPGRADE)).startswith(b"HTTP/1.1 403 ")
+    assert program.end() == 0
+    assert (tmp_path / "data" / "records").is_dir()
+    assert "Traceback" not in program.log()
+
+
+def test_check_says_good_and_opens_nothing(tmp_path: Path, cluster: StandIn) -> None:
+    file = Installation(tmp_path, cluster).config_file
+    done = run_program("--check", "-jumpserver", file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: good\n", "")
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_version_is_printed() -> None:
+    done = run_program("--version")
+    assert (done.returncode, done.stdout) == (0, f"jumpserver {jumpserver.__version__}\n")
+
+
+BAD_KUBECONFIG = "users:\n- user:\n    token: S3CRET\n  bad\n"
+CONFIG_ERRORS = [
+    ("[Sever]\n", "[Sever]"),
+    ("Server = 5\n", "Server"),
+    ("[Server]\nport = 1\n", "port in [Server]"),
+    ("[Server]\nlisten = 7000\n", "listen in [Server]"),
+    ("[Server]\nmax_sessions = true\n", "max_sessions in [Server]"),
+    ("[Server]\nmax_sessions = 0\n", "max_sessions in [Server]"),
+    ('[Server]\nallowed_origins = "https://x"\n', "allowed_origins in [Server]"),
+    ("[Server]\nallowed_origins = [1]\n", "allowed_origins in [Server]"),
+    ("[Server\nlisten = S3CRET\n", "is not TOML"),
+    ('[Server]\nlisten = "nowhere"\n', "listen in [Server]"),
+    ('[Server]\nlisten = "127.0.0.1:65536"\n', "listen in [Server]"),
+    ('[Server]\nlisten = "no..where:7000"\n', "listen in [Server]"),
+    ('[Server]\nlisten = "192.0.2.1:7000"\n', "listen in [Server]"),
+    ('[Server]\nlisten = "127.0.0.1:IN_USE"\n', "listen in [Server]"),
+    ('[Record]\npath = "jumpserver.toml/records"\n', "path in [Record]"),
+    ('[Token]\nsecret = "S3CRET"\n', "secret in [Token]"),
+    ('[Platform]\nvalidate_url = "S3CRET"\n', "validate_url in [Platform]"),
+    ('[Platform]\nauthorization = "Bearer S3CRET\\n"\n', "authorization in [Platform]"),
+    ('[Clusters]\nprod = "bad.yaml"\n', "prod in [Clusters]"),
+    ('[Clusters]\nprod = "missing.yaml"\n', "prod in [Clusters]"),
+    ("[Clusters]\nprod = 1\n", "[Clusters]"),
+    ('[Hooks]\nfile = "missing.py"\n', "missing.py"),
+    ('[Hooks]\nfile = "bad.yaml"\n', "bad.yaml"),
+    ('[Audit]\ndb = "missing/sessions.db"\n', "db in [Audit]"),
+    ('[Audit]\ndb = "bad.yaml"\n', "db in [Audit]"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), CONFIG_ERRORS, ids=[config.strip() for config, _ in CONFIG_ERRORS])
+def test_a_config_error_is_one_line_that_names_file_and_key(tmp_path: Path, config: str, words: str) -> None:
+    file = tmp_path / "jumpserver.toml"
+    (tmp_path / "bad.yaml").write_text(BAD_KUBECONFIG)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        text = config.replace("IN_USE", str(taken.getsockname()[1]))
+        file.write_text(text if "[Record]" in text else text + f'[Record]\npath = "{tmp_path}/records"\n')
+        done = run_program("-jumpserver", file)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("jumpserver: ") and len(done.stderr.splitlines()) == 1
+    assert words in done.stderr and (str(file) in done.stderr or "[Hooks]" in config)
+    assert "S3CRET" not in done.stderr
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    done = run_program("-jumpserver", tmp_path / "no.toml")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert str(tmp_path / "no.toml") in done.stderr
+
+
+def test_the_start_asks_no_name_server(tmp_path: Path, cluster: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("looked a name up"))
+    with another_server(tmp_path, cluster):
+        pass
+
+
+def test_the_listen_backlog_holds_a_rush_of_browsers(server: RunningServer) -> None:
+    info = server.server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    with open("/proc/sys/net/core/somaxconn") as file:
+        assert struct.unpack_from("I", info, 28)[0] >= min(1024, int(file.read()))  # tcpi_sacked: the backlog
+
+
+# -- signals and crashes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_sessions_with_the_reason_and_the_process_with_0(
+    tmp_path: Path, cluster: StandIn, number: signal.Signals
+) -> None:
+    with Program(tmp_path, cluster) as program, program.connect() as terminal, program.connect(v1=False) as legacy:
+        for each in (terminal, legacy):
+            each.type("echo a$((1+1))b\n")
+            each.wait_for("a2b")
+        program.process.send_signal(number)
+        end = terminal.wait_end()
+        legacy.wait_end()
+        assert program.process.wait(5) == 0
+        reason = jumpserver.SHUTTING_DOWN.reason
+        assert (end["reason"], terminal.close_code, legacy.close_code) == (reason, 4503, 4503)
+        assert terminal.output.endswith(f"\r\n[jumpserver] {reason}\r\n".encode())
+        assert legacy.output.endswith(f"\r\n[jumpserver] {reason}\r\n".encode())
+        assert {recorded_output(Path(row["filename"])) for row in program.rows()} == {terminal.output, legacy.output}
+        for row in program.rows():
+            assert row["logout_at"] and row["reason"] == reason and row["exit_code"] is None
+            assert row["sha256"] == hashlib.sha256(Path(row["filename"]).read_bytes()).hexdigest()
+        assert "Traceback" not in program.log()
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, cluster: StandIn) -> None:
+    hooks = (
+        "import hooks, pathlib, threading\n"
+        "class Slow(hooks.Hooks):\n"
+        "    def on_logout(self, info):\n"
+        f"        pathlib.Path({str(tmp_path / 'entered')!r}).touch()\n"
+        "        threading.Event().wait(60)\n"
+    )
+    with Program(tmp_path, cluster, hooks_file=hooks) as program, program.connect() as terminal:
+        terminal.wait_for_event("session")
+        program.process.terminate()
+        wait_until((tmp_path / "entered").exists)
+        assert program.end() == -signal.SIGTERM
+
+
+def test_after_kill_9_the_session_is_lost_and_its_recording_playable(tmp_path: Path, cluster: StandIn) -> None:
+    with Program(tmp_path, cluster) as program, program.connect() as terminal:
+        terminal.type("echo a$((1+1))b\n")
+        terminal.wait_for("a2b")
+        program.end(signal.SIGKILL)
+        with newest(program).open("ab") as file:
+            file.write('[9.5, "o", "half a line ü'.encode()[:-1])
+        program.start()
+        row = last_row(program)
+        assert row["reason"] == "lost" and row["logout_at"] >= row["login_at"]
+        assert b"a2b" in recorded_output(newest(program))
+        assert "mended" in program.log()
+        assert exchange(program.port, request_head(program.play_path(program.recordings()[-1]))).endswith(b"\n")
+        assert program.end() == 0
+
+
+# -- a terminal -------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_of_the_original_works_and_gets_no_text(server: RunningServer) -> None:
+    with server.connect(v1=False, size="") as terminal:
+        terminal.sock.send('{"type":"resize","rows":40,"cols":120}')
+        terminal.sock.send('{"type":"input","input":"stty size; exit 3\\n"}')
+        terminal.wait_end()
+    assert b"40 120" in terminal.output
+    assert (terminal.events, terminal.close_code) == ([], 1000)
+    assert terminal.sock.getsubprotocol() is None  # type: ignore[no-untyped-call]
+
+
+def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> None:
+    with server.connect(container_name="main") as terminal:
+        session = terminal.wait_for_event("session")
+        where = {"namespace": "default", "pod": "demo", "container": "main", "user": "alice"}
+        assert session == {"type": "session", "id": newest(server).stem, **where}
+        terminal.type("exit 3\n")
+        end = terminal.wait_end()
+    assert end == {"type": "end", "reason": "the shell has ended with exit code 3", "exit_code": 3}
+    assert (terminal.close_code, terminal.close_reason) == (1000, end["reason"])
+
+
+@pytest.mark.parametrize(("typed", "code"), [("exit", 0), ("exit 255", 255), ("kill -9 $$", 137)])
+def test_the_exit_code_reaches_browser_and_ledger(server: RunningServer, typed: str, code: int) -> None:
+    with server.connect() as terminal:
+        terminal.type(f"{typed}\n")
+        assert terminal.wait_end()["exit_code"] == code
+    wait_until(lambda: last_row(server)["logout_at"])
+    row = last_row(server)
+    assert (row["exit_code"], row["user"], row["pod_name"]) == (code, "alice", "demo")
+    assert row["bytes_in"] == len(typed) + 1
+    assert row["bytes_out"] == len(recorded_output(newest(server)))
+    assert row["sha256"] == hashlib.sha256(newest(server).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("query", "resize", "expected"),
+    [
+        ("&cols=132&rows=43", None, (132, 43)),
+        ("", (99, 33), (99, 33)),
+        ("", None, (80, 24)),
+        ("&cols=0&rows=24", None, (80, 24)),
+        ("&cols=wide&rows=24", (90, 30), (90, 30)),
+    ],
+)
+def test_the_first_size_is_the_querys_or_the_first_resize_or_80x24(
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+    resize: tuple[int, int] | None,
+    expected: tuple[int, int],
+) -> None:
+    if resize is None:
+        monkeypatch.setattr(jumpserver, "FIRST_SIZE_SECONDS", 0.05)
+    with server.connect(size=query) as terminal:
+        if resize:
+            terminal.resize(*resize)
+        terminal.type("stty size\n")
+        terminal.wait_for(f"{expected[1]} {expected[0]}")
+        end_shell(terminal)
+    header = json.loads(newest(server).read_text().splitlines()[0])
+    assert (header["width"], header["height"]) == expected
+    assert server.cluster.execs[-1].sizes == [expected]
+
+
+def test_resizes_reach_the_pod_and_the_recording(server: RunningServer) -> None:
+    sizes = [(90, 20), (65535, 1), (120, 50)]
+    with server.connect() as terminal:
+        for size in sizes:
+            terminal.resize(*size)
+        terminal.type("stty size\n")
+        terminal.wait_for("50 120")
+        end_shell(terminal)
+    assert server.cluster.execs[-1].sizes == [(100, 30), *sizes]
+    assert events(newest(server), "r") == [f"{cols}x{rows}" for cols, rows in sizes]
+
+
+def test_resizes_out_of_range_are_dropped_and_the_session_goes_on(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        for value in (0, -1, 65536, 80.0, "80", True, None, [80], 10**30, float("inf"), float("nan")):
+            terminal.send(type="resize", rows=24, cols=value)
+            terminal.send(type="resize", rows=value, cols=80)
+        terminal.sock.send('{"type":"resize","rows":24,"cols":' + "9" * 5000 + "}")
+        terminal.resize(81, 25)
+        terminal.type("stty size\n")
+        terminal.wait_for("25 81")
+        end_shell(terminal)
+    assert server.cluster.execs[-1].sizes == [(100, 30), (81, 25)]
+    assert events(newest(server), "r") == ["81x25"]
+
+
+def test_messages_of_unknown_types_are_ignored(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        kinds: list[object] = ["ping", "", "session", 5, None, ["input"], {}]
+        for kind in kinds:
+            terminal.send(type=kind, input="x", rows=1, cols=1)
+        terminal.type("echo a$((1+1))b; exit\n")
+        terminal.wait_end()
+    assert b"a2b" in terminal.output and terminal.close_code == 1000
+
+
+MALFORMED: list[str | bytes] = [
+    *("", "keys", "[]", "5", "null", '"input"', "{}", '{"input":"x"}', '{"type":"input"}', '{"type":"flow"}'),
+    *('{"type":"resize","rows":24}', '{"type":"input","input":null}', '{"type":"input","input":5}', "[" * 100_000),
+    *(b"\xff\xfe\xfd", b"\x00\x01"),
+]
+
+
+def test_a_malformed_message_ends_only_its_own_session(server: RunningServer) -> None:
+    accepted = []
+    with server.connect() as bystander:
+        for message in MALFORMED:
+            with server.connect() as terminal:
+                terminal.wait_for_event("session")
+                opcode = websocket.ABNF.OPCODE_BINARY if isinstance(message, bytes) else websocket.ABNF.OPCODE_TEXT
+                terminal.sock.send(message, opcode)
+                terminal.type("\x15exit\n")  # ^U takes back what should not have been typed
+                end = terminal.wait_end()
+            if (terminal.close_code, end["reason"]) != (4400, jumpserver.NOT_UNDERSTOOD.reason):
+                accepted.append((message[:40], terminal.close_code))
+        bystander.type("echo a$((1+1))b\n")
+        bystander.wait_for("a2b")
+        end_shell(bystander)
+    assert accepted == []
+
+
+@pytest.mark.parametrize(("pod", "shell"), [("demo", "bash"), ("busybox", "sh")])
+def test_bash_is_preferred_and_sh_is_the_fallback(server: RunningServer, pod: str, shell: str) -> None:
+    with server.connect(pod) as terminal:
+        terminal.type('echo "<${BASH_VERSION:+bash}>" "<$TERM>"\n')
+        terminal.wait_for("<bash> <xterm-256color>" if shell == "bash" else "<> <xterm-256color>")
+        end_shell(terminal)
+
+
+def test_the_command_of_a_token_takes_the_place_of_the_shell(server: RunningServer) -> None:
+    command = ["sh", "-c", 'printf "%s|" "$@"', "sh", "a b", "&c=d", "", "ü"]
+    with server.connect(command=command) as terminal:
+        assert terminal.wait_end()["exit_code"] == 0
+    assert terminal.output == "a b|&c=d||ü|".encode()
+    assert server.cluster.execs[-1].command[-len(command) :] == tuple(command)
+
+
+def test_everything_received_is_in_the_recording(server: RunningServer) -> None:
+    script = r'i=0; while [ $i -lt 300 ]; do printf "%s ü€😀 \033[1mx\033[0m\a\n" $i; i=$((i+1)); done; exit 1'
+    with server.connect(command=["sh", "-c", script]) as terminal:
+        terminal.wait_end()
+    assert terminal.output == recorded_output(newest(server))
+    assert terminal.output.count("ü€😀".encode()) == 300
+
+
+def test_the_last_200_kb_before_the_exit_arrive(server: RunningServer) -> None:
+    command = ["sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x; exit 7"]
+    for _ in range(20):
+        with server.connect(v1=False, command=command) as terminal:
+            terminal.wait_end()
+        assert (len(terminal.output), terminal.close_code) == (200_000, 1000)
+
+
+def test_a_session_waits_for_a_slow_browser_to_take_the_rest(server: RunningServer) -> None:
+    command = ["sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x"]
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)]
+    with server.connect_with(server.token(command=command), size="&cols=80&rows=24", sockopt=small) as terminal:
+        server.cluster.wait_until(lambda: server.cluster.execs and server.cluster.execs[-1].ended)
+        with pytest.raises(AssertionError):
+            wait_until(lambda: not len(server.server.sessions), seconds=0.3)
+        terminal.type("too late")
+        terminal.wait_end()
+    assert len(terminal.output) == 200_000
+
+
+def test_a_one_byte_stream_of_the_handshake_and_its_frames_works(server: RunningServer) -> None:
+    with connected(server.port) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in ssh_head(server) + frame(b'{"type":"input","input":"exit 4\\n"}'):
+            sock.sendall(bytes([byte]))
+        assert b"exit code 4" in read_until(sock)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(server: RunningServer, token: str, **options: Any) -> tuple[int, int, str]:
+    """The close code of a v1 client, the HTTP status of an older one, and the reason, which is the same for both."""
+    with server.connect_with(token, **options) as terminal:
+        reason = terminal.wait_end()["reason"]
+    with pytest.raises(websocket.WebSocketBadStatusException) as caught:
+        server.connect_with(token, v1=False, **options)
+    assert (caught.value.resp_body or b"").decode() == f"{reason}\n"
+    assert (caught.value.resp_headers or {})["content-type"] == "text/plain; charset=utf-8"
+    assert server.cluster.execs == []
+    return terminal.close_code or 0, caught.value.status_code, reason
+
+
+def test_a_denial_is_shown_in_the_hooks_words(server: RunningServer) -> None:
+    assert refuse(server, "denied") == (4403, 403, "not on a Friday")
+
+
+def test_no_token_and_a_foreign_and_an_expired_one_are_denied(server: RunningServer) -> None:
+    foreign = server.token()[:-4] + "AAAA"
+    cases = {"": "there is no ssh_token", foreign: "not valid", server.token(exp=time.time() - 1): "expired"}
+    for token, words in cases.items():
+        code, status, reason = refuse(server, token)
+        assert (code, status) == (4403, 403) and words in reason
+
+
+def test_a_token_for_a_recording_opens_no_terminal(server: RunningServer) -> None:
+    assert refuse(server, server.link_token())[:2] == (4403, 403)
+
+
+def test_a_token_with_a_jti_opens_one_terminal(server: RunningServer) -> None:
+    token = server.token(jti="only-once")
+    with server.connect_with(token) as terminal:
+        end_shell(terminal)
+    server.cluster.execs.clear()
+    code, status, reason = refuse(server, token)
+    assert (code, status) == (4403, 403) and "already used" in reason
+
+
+def test_a_hook_that_breaks_refuses_politely_and_is_logged_without_the_token(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "jumpserver"):
+        assert refuse(server, "broken-S3CRET") == (4500, 503, jumpserver.HOOK_FAILED.reason)
+    assert "Traceback" in caplog.text and "RuntimeError" in caplog.text
+    assert "S3CRET" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("user", "code", "reason"),
+    [("denied", 4403, "too many terminals are open"), ("broken", 4500, jumpserver.HOOK_FAILED.reason)],
+)
+def test_a_login_that_fails_ends_the_session_before_the_pod_hears_of_it(
+    server: RunningServer, user: str, code: int, reason: str
+) -> None:
+    with server.connect(sub=user) as terminal:
+        assert terminal.wait_end() == {"type": "end", "reason": reason, "exit_code": None}
+    assert (terminal.close_code, terminal.events[0]["type"]) == (code, "end")
+    assert server.cluster.execs == []
+    wait_until(lambda: last_row(server)["logout_at"])
+    assert last_row(server)["reason"] == reason
+    assert recorded_output(newest(server)) == terminal.output == f"\r\n[jumpserver] {reason}\r\n".encode()
+
+
+def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, cluster: StandIn) -> None:
+    with another_server(tmp_path, cluster, server_lines="max_sessions = 1") as server:
+        with server.connect() as terminal:
+            terminal.wait_for_event("session")
+            cluster.execs.clear()
+            assert refuse(server, server.token()) == (4503, 503, jumpserver.SERVER_FULL.reason)
+            end_shell(terminal)
+        wait_until(lambda: not len(server.server.sessions))
+        with server.connect() as terminal:
+            terminal.wait_for_event("session")
+
+
+def test_only_pages_of_allowed_origins_open_terminals(tmp_path: Path, cluster: StandIn) -> None:
+    with another_server(tmp_path, cluster, server_lines='allowed_origins = ["https://good.example"]') as server:
+        assert refuse(server, server.token(), origin="https://evil.example")[:2] == (4403, 403)
+        assert refuse(server, server.token(), suppress_origin=True)[:2] == (4403, 403)
+        with server.connect_with(server.token(), origin="https://good.example") as terminal:
+            terminal.wait_for_event("session")
+
+
+@pytest.mark.parametrize(
+    ("pod", "claims", "words"),
+    [
+        ("multi", {}, "the pod has several containers, choose one of: c1 c2"),
+        ("multi", {"container_name": "c3"}, "the pod has no such container"),
+        ("distroless", {}, "the container's image has no shell"),
+        ("missing", {}, "the cluster does not know it"),
+        ("finished", {}, "the container is not running"),
+        ("../secrets", {}, "not a valid pod name"),
+        ("demo", {"namespace": "de fault"}, "not a valid namespace name"),
+    ],
+)
+def test_what_the_cluster_refuses_is_said_in_a_sentence(
+    server: RunningServer, pod: str, claims: dict[str, Any], words: str
+) -> None:
+    with server.connect(pod, **claims) as terminal, server.connect(pod, v1=False, **claims) as legacy:
+        reason = terminal.wait_end()["reason"]
+        legacy.wait_end()
+    assert words in reason
+    assert (terminal.close_code, legacy.close_code, legacy.events) == (4502, 4502, [])
+    assert terminal.output == legacy.output == f"\r\n[jumpserver] {reason}\r\n".encode()
+
+
+def test_a_lost_cluster_ends_the_session_with_its_sentence(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        terminal.wait_for_event("session")
+        server.cluster.drop_connections()
+        end = terminal.wait_end()
+    assert (terminal.close_code, end["reason"]) == (4502, "the connection to the cluster was lost")
+    assert recorded_output(newest(server)) == terminal.output
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        UPGRADE[:-1],
+        (*UPGRADE[:-1], "Sec-WebSocket-Key: c2hvcnQ="),
+        (*UPGRADE[:-1], "Sec-WebSocket-Key: ünsinn"),
+        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 8", KEY),
+        ("Connection: close", *UPGRADE[1:]),
+        ("Connection: Upgrade", "Upgrade: h2c", *UPGRADE[2:]),
+    ],
+)
+def test_a_bad_handshake_is_answered_with_400(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, lines: tuple[str, ...]
+) -> None:
+    answer = exchange(server.port, request_head(f"/ssh?ssh_token={server.token()}", *lines))
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"\r\nContent-Type: text/plain" in answer
+    assert server.cluster.execs == [] and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/ssh?" + "a=1&" * 100, "http://[", "//[", "/\xff\xfe?%ff%00"])
+def test_a_strange_request_target_is_answered_without_a_traceback(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    answer = exchange(server.port, request_head(target, *UPGRADE))
+    assert re.match(rb"HTTP/1\.1 40[04] ", answer), answer
+    assert "Traceback" not in caplog.text
+
+
+def test_a_close_reason_is_cut_between_characters_and_the_event_has_it_whole(server: RunningServer) -> None:
+    code, _, reason = refuse(server, "denied-at-length")
+    assert (code, reason) == (4403, LONG_DENIAL)
+    with server.connect_with("denied-at-length") as terminal:
+        terminal.wait_end()
+    assert terminal.close_reason == "ü" * 61
+
+
+def test_a_refused_browser_that_keeps_sending_holds_no_thread(server: RunningServer) -> None:
+    keys = frame(json.dumps({"type": "input", "input": "x" * 700_000}).encode())
+    head = request_head("/ssh?ssh_token=denied", *UPGRADE, "Sec-WebSocket-Protocol: jumpserver.v1")
+    with connected(server.port) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(head + keys * 3)
+        read_until(sock)
+
+
+# -- recording --------------------------------------------------------------------------------------------------------
+
+
+def test_no_recording_no_session(tmp_path: Path, cluster: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    with another_server(tmp_path, cluster, more='[Audit]\ndb = "ledger.db"\n') as server:
+        shutil.rmtree(tmp_path / "records")
+        (tmp_path / "records").write_text("in the way")
+        with caplog.at_level(logging.INFO, "jumpserver"), server.connect() as terminal:
+            assert terminal.wait_end()["reason"] == jumpserver.RECORDING_FAILED.reason
+        assert terminal.close_code == 4500
+        assert [event["type"] for event in terminal.events] == ["end"]
+        assert (cluster.execs, server.rows()) == ([], [])
+        assert "cannot create" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: Path, cluster: StandIn) -> None:
+    with Program(tmp_path, cluster) as program:
+        with program.connect() as terminal, program.connect() as bystander:
+            terminal.wait_for_event("session")
+            bystander.wait_for_event("session")
+            resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (MIB, MIB))
+            terminal.type("yes\n")
+            reason = terminal.wait_end()["reason"]
+            assert (terminal.close_code, reason) == (4500, jumpserver.RECORDING_FAILED.reason)
+            assert terminal.output.endswith(f"\r\n[jumpserver] {reason}\r\n".encode())
+            cluster.wait_until(lambda: len(cluster.shells()) == 1)
+            end_shell(bystander)
+        wait_until(lambda: all(row["logout_at"] for row in program.rows()))
+        row = program.rows()[0]
+        recorded = recorded_output(Path(row["filename"]))
+        assert row["reason"] == reason and 0 < len(recorded) <= MIB
+        shown = terminal.output[: -len(f"\r\n[jumpserver] {reason}\r\n")]
+        assert recorded.startswith(shown)  # nothing was shown that is not recorded
+        assert "File too large" in program.log() and "Traceback" not in program.log()
+
+
+# -- flow -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_stops_a_flood_and_its_end_lets_it_go_on(server: RunningServer) -> None:
+    with server.connect(command=["yes"]) as terminal:
+        terminal.wait_for("y\r\n" * 1000)
+        terminal.send(type="flow", paused=True)
+        record, before = server.cluster.execs[-1], -1
+        while record.bytes_out != before:  # what is on its way fills the buffers between
+            before = record.bytes_out
+            while not is_idle(terminal.sock, 0.15):
+                assert record.bytes_out < 50 * MIB
+        terminal.send(type="flow", paused=False)
+        while record.bytes_out < before + 4 * MIB:
+            terminal.step()
+
+
+def test_a_large_paste_during_a_pause_is_echoed_without_a_deadlock(server: RunningServer) -> None:
+    echo = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
+    piece, count = "0123456789abcdef" * 4096, 192
+    with server.connect(command=echo) as terminal, ThreadPoolExecutor(1) as pool:
+        terminal.wait_for("ready\n")
+        start = len(terminal.output)
+        terminal.send(type="flow", paused=True)
+        pasted = pool.submit(lambda: collections.deque(map(terminal.type, [piece] * count)))
+        while not pasted.done():
+            terminal.sock.settimeout(0.1)
+            with contextlib.suppress(websocket.WebSocketTimeoutException):
+                terminal.step()
+        terminal.sock.settimeout(10)
+        terminal.send(type="flow", paused=False)
+        while len(terminal.output) < start + len(piece) * count:
+            terminal.step()
+        assert terminal.output[start:] == (piece * count).encode()
+
+
+DEAF = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]
+
+
+def test_input_that_the_pod_does_not_read_is_held_back(server: RunningServer) -> None:
+    keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
+    sent = 0
+    with server.connect(command=DEAF) as terminal:
+        terminal.wait_for("ready")
+        terminal.sock.settimeout(0.7)
+        with pytest.raises((websocket.WebSocketTimeoutException, TimeoutError)):
+            while sent < 100 * MIB:
+                sent += terminal.sock.send(keys)
+        server.cluster.drop_connections()
+    assert sent < 50 * MIB
+
+
+def test_a_browser_that_leaves_while_its_input_is_held_back_is_noticed(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.1)
+    keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
+    with server.connect(command=DEAF) as terminal:
+        terminal.wait_for("ready")
+        terminal.sock.settimeout(0.5)
+        with contextlib.suppress(websocket.WebSocketTimeoutException, TimeoutError):
+            while True:
+                terminal.sock.send(keys)
+    try:
+        wait_until(lambda: not len(server.server.sessions), seconds=3)
+    finally:
+        server.cluster.drop_connections()
+
+
+def test_a_browser_that_stops_reading_is_dropped_and_hurts_nobody(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)]
+    with server.connect_with(server.token(command=["yes"]), size="&cols=80&rows=24", sockopt=small):
+        with server.connect(sub="bystander") as bystander:
+            server.cluster.wait_until(lambda: len(server.cluster.execs) == 2)
+            flood = next(record for record in server.cluster.execs if record.command[-1] == "yes")
+            bystander.type("echo a$((1+1))b\n")
+            bystander.wait_for("a2b")
+            server.cluster.wait_until(lambda: flood.ended, 10)
+            assert flood.bytes_out < 50 * MIB
+            end_shell(bystander)
+    wait_until(lambda: all(row["logout_at"] for row in server.rows()[-2:]))
+    assert [row["reason"] for row in server.rows()[-2:] if row["user"] == "alice"] == [BROWSER_LEFT]
+
+
+# -- how the browser leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leave", ["drop", "close", "reset"])
+def test_a_browser_that_leaves_ends_the_shell_and_completes_the_ledger(server: RunningServer, leave: str) -> None:
+    with server.connect(command=DEAF) as terminal:  # prints nothing any more: only the browser's side can tell
+        terminal.wait_for("ready")
+        (pid,) = server.cluster.shells()
+        if leave == "close":
+            terminal.sock.close()
+        elif leave == "reset":
+            linger = struct.pack("ii", 1, 0)
+            terminal.sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)  # type: ignore[union-attr]
+    server.cluster.wait_until(lambda: pid not in server.cluster.shells())
+    wait_until(lambda: last_row(server)["logout_at"])
+    row = last_row(server)
+    assert (row["reason"], row["exit_code"]) == (BROWSER_LEFT, None)
+    assert row["sha256"] == hashlib.sha256(newest(server).read_bytes()).hexdigest()
+    shell = next(record for record in server.cluster.execs if record.pid == pid)
+    assert shell.ended == "lost"  # never by a close frame, on which a shell lives on
+
+
+def test_a_browser_that_leaves_before_the_first_size_gets_no_shell(server: RunningServer) -> None:
+    count = len(server.rows())
+    with server.connect(size=""):
+        pass
+    wait_until(lambda: not len(server.server.sessions))
+    assert [row["reason"] for row in server.rows()[count:]] in ([], [BROWSER_LEFT])
+    assert server.cluster.execs == []
+
+
+def test_50_browsers_that_vanish_leave_nothing(server: RunningServer) -> None:
+    def vanish(number: int) -> None:
+        with server.connect() as terminal:
+            terminal.wait_for_event("session")
+            if number % 2:
+                terminal.type("yes\n")
+                terminal.wait_for("y\r\ny\r\n")
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(vanish, range(50)))
+    wait_until(lambda: not len(server.server.sessions))
+    assert {row["reason"] for row in server.rows()[-50:]} == {BROWSER_LEFT}
+
+
+# -- the browser's socket, made safe ----------------------------------------------------------------------------------
+
+
+class Owner:
+    """What a browser's socket needs of its session."""
+
+    id = "test"
+
+    def __init__(self, on_message: Callable[[str | bytes], None], on_browser_end: Callable[[], None]) -> None:
+        self.on_message = on_message
+        self.on_browser_end = on_browser_end
+
+    def wait_for_room(self, timeout: float) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def browser_socket(
+    on_message: Callable[[str | bytes], None], **options: Any
+) -> Iterator[tuple[jumpserver.BrowserSocket, websocket.WebSocket, threading.Event]]:
+    """Both ends of one WebSocket, and the event that the server's end calls on_end."""
+    ended = threading.Event()
+    owner = Owner(on_message, ended.set)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+        connecting = pool.submit(websocket.create_connection, url, 10, **options)
+        sock, _ = listener.accept()
+        with sock:
+            key = re.search(rb"Sec-WebSocket-Key: (\S+)", read_until(sock, b"\r\n\r\n"))
+            assert key
+            near = jumpserver.BrowserSocket(sock, key[1].decode(), "", cast(jumpserver.Session, owner))
+            far = connecting.result()
+            try:
+                yield near, far, ended
+            finally:
+                drop(far)
+                near.abort()
+                near.thread.join()
+
+
+def test_large_frames_of_several_threads_and_pongs_stay_whole() -> None:
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
+    with browser_socket(lambda message: None, sockopt=small) as (near, far, _), ThreadPoolExecutor(3) as pool:
+
+        def flood(number: int) -> None:
+            for _ in range(100):
+                near.send(bytes([number]) * 70_000)
+
+        flooding = [pool.submit(flood, number) for number in range(3)]
+        frames = pongs = 0
+        while frames < 300 or pongs < 150:
+            opcode, got = far.recv_data_frame(control_frame=True)
+            if opcode == websocket.ABNF.OPCODE_PONG:
+                pongs += 1
+                continue
+            assert got is not None and opcode == websocket.ABNF.OPCODE_BINARY
+            assert len(got.data) == 70_000 and len(set(got.data)) == 1
+            frames += 1
+            if frames % 2:
+                far.ping("are you there")
+        for each in flooding:
+            each.result()
+
+
+def test_a_browser_that_never_answers_a_ping_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.05)
+    with browser_socket(lambda message: None) as (near, _, ended):
+        assert ended.wait(5)
+        with pytest.raises(OSError):
+            near.send(b"x")
+
+
+@pytest.mark.parametrize("how", ["far", "abort", "finish"])
+def test_the_end_of_the_connection_is_always_told(how: str) -> None:
+    for _ in range(20):
+        with browser_socket(lambda message: None) as (near, far, ended):
+            if how == "far":
+                drop(far)
+            elif how == "abort":
+                near.abort()
+            else:
+                far.send_close()
+                near.finish(1000, "")
+            assert ended.wait(5)
+            assert not near.connected
+
+
+def test_a_blocked_send_wakes_when_the_connection_is_dropped() -> None:
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
+    with browser_socket(lambda message: None, sockopt=small) as (near, far, _), ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(near.send, bytes(64 * MIB))
+        assert far.sock and far.sock.recv(1)  # it has begun, and cannot end
+        near.abort()
+        with pytest.raises(OSError):
+            sending.result(5)
+
+
+def test_nothing_follows_a_frame_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
+    with browser_socket(lambda message: None, sockopt=small) as (near, far, ended):
+        with pytest.raises(OSError):
+            near.send(bytes(64 * MIB))
+        assert ended.wait(5) and far.sock
+        while far.sock.recv(MIB):
+            pass
+        with pytest.raises(OSError):
+            near.send(b"more")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_a_message_ends_the_connection() -> None:
+    with browser_socket(lambda message: [][1]) as (near, far, ended):
+        far.send("x")
+        assert ended.wait(5) and not near.connected
+
+
+def test_compression_is_not_agreed_to(server: RunningServer) -> None:
+    header = ["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"]
+    with server.connect_with(server.token(), size="&cols=80&rows=24", header=header) as terminal:
+        assert "sec-websocket-extensions" not in (terminal.sock.getheaders() or {})  # type: ignore[no-untyped-call]
+        end_shell(terminal)
+
+
+def test_frames_sent_along_with_the_handshake_are_not_lost(server: RunningServer) -> None:
+    first = frame(b'{"type":"resize","rows":33,"cols":99}') + frame(b'{"type":"input","input":"stty size; exit\\n"}')
+    got = exchange(server.port, ssh_head(server, query="") + first)
+    assert b"33 99" in got
+    assert server.cluster.execs[-1].sizes == [(99, 33)]
+
+
+BROKEN_FRAMES = {
+    "text that is not UTF-8": frame(b"\xff\xfe"),
+    "half a character": frame(b'"\xc3'),
+    "a reserved bit": frame(b"x", first_byte=0xC1),
+    "an unknown opcode": frame(b"x", first_byte=0x83),
+    "a long ping": b"\x89\xfe\x00\x80" + bytes(132),
+    "a ping in pieces": frame(b"x", first_byte=0x09),
+    "a frame without mask": b"\x81\x02{}",
+    "a continuation of nothing": frame(b"x", first_byte=0x80),
+    "a text inside a text": frame(b"x", first_byte=0x01) + frame(b"x"),
+    "a close with half a code": frame(b"\x03", first_byte=0x88),
+    "a close with a forbidden code": frame(b"\x03\xed", first_byte=0x88),
+    "a close, then more": frame(b"\x03\xe8", first_byte=0x88) + frame(b"x") + frame(b"\xff"),
+    "two closes": frame(b"\x03\xe8", first_byte=0x88) * 2,
+    "a length of 2^63": b"\x82\xff" + b"\xff" * 8 + bytes(4),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_FRAMES.values(), ids=list(BROKEN_FRAMES))
+def test_a_broken_frame_ends_its_session_without_a_traceback(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, broken: bytes
+) -> None:
+    with connected(server.port) as sock:
+        sock.sendall(ssh_head(server))
+        read_until(sock, b"\r\n\r\n")
+        server.cluster.wait_until(server.cluster.shells)
+        sock.sendall(broken)
+        read_until(sock)
+    assert "Traceback" not in caplog.text  # and none in a thread, for which pytest fails the test
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_a_message_over_1_mib_ends_only_its_own_session(server: RunningServer, pieces: int) -> None:
+    data = json.dumps({"type": "input", "input": "x" * MIB}).encode()
+    with server.connect() as bystander, server.connect() as terminal:
+        bystander.wait_for_event("session")
+        terminal.wait_for_event("session")
+        size = len(data) // pieces + 1
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            for start in range(0, len(data), size):
+                first = (0x80 if start + size >= len(data) else 0) | (0 if start else 1)
+                terminal.sock.sock.sendall(frame(data[start : start + size], first_byte=first))  # type: ignore[union-attr]
+        terminal.wait_end()
+        assert terminal.close_code in (1009, 1006)
+        bystander.type("echo a$((1+1))b\n")
+        bystander.wait_for("a2b")
+        end_shell(bystander)
+
+
+# -- http.server, made safe -------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_trickles_in_is_cut(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "HEAD_SECONDS", 0.4)
+    began = time.monotonic()
+    with connected(server.port) as sock:
+        sock.settimeout(0.1)  # a byte each time that this runs out
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < began + 5:
+                sock.sendall(b"x")
+                with contextlib.suppress(TimeoutError, socket.timeout):
+                    if not sock.recv(1):
+                        break
+    assert time.monotonic() - began < 3
+
+
+def test_connections_over_the_cap_are_answered_with_503(
+    tmp_path: Path, cluster: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumpserver, "_SPARE_CONNECTIONS", 2)
+    with another_server(tmp_path, cluster, server_lines="max_sessions = 1") as server, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connected(server.port)) for _ in range(3)]
+        with connected(server.port) as sock:
+            assert read_until(sock).startswith(b"HTTP/1.1 503 ")
+        held[0].close()
+
+        def answered() -> bool:
+            return exchange(server.port, request_head("/nothing")).startswith(b"HTTP/1.1 404 ")
+
+        wait_until(answered, "room for a connection")
+
+
+def test_no_text_of_the_client_comes_back_in_a_head(server: RunningServer) -> None:
+    lines = (*UPGRADE, "Sec-WebSocket-Protocol: marker", "Origin: marker", "Sec-WebSocket-Extensions: marker")
+    targets = ("/ssh?ssh_token=marker", "/marker", "/records/play?filename=marker&token=marker", "/?a=%0d%0amarker:x")
+    for request in [request_head(target, *lines) for target in targets] + [
+        b"GET / marker HTTP/1.1\r\n\r\n",
+        b"MARKER / HTTP/1.1\r\n\r\n",
+    ]:
+        head, _, _ = exchange(server.port, request).partition(b"\r\n\r\n")
+        assert b"marker" not in head.lower(), head
+
+
+def test_logs_hold_no_token_no_query_and_no_kubeconfig(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    token, link = server.token(), server.link_token()
+    with caplog.at_level(logging.DEBUG):
+        with server.connect_with(token, size="&cols=81&rows=25") as terminal:
+            end_shell(terminal)
+        with contextlib.suppress(websocket.WebSocketBadStatusException):
+            server.connect_with(token + "x", v1=False)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        with contextlib.closing(connection):
+            for name in (server.recordings()[-1], "missing.cast"):
+                connection.request("GET", f"/records/play?filename={name}&token={link}")
+                connection.getresponse().read()
+            for method, target in (("POST", f"/ssh?ssh_token={token}"), ("GET", f"/nothing?token={link}")):
+                connection.request(method, target)
+                connection.getresponse().read()
+        exchange(server.port, f"GET /ssh?ssh_token={token}\r\n\r\n".encode())
+        exchange(server.port, f"GET /ssh?ssh_token={token} HTTP/9.9\r\n\r\n".encode())
+        wait_until(lambda: "logout" in caplog.text)
+    assert {"login", "logout", "refusal", "play"} <= {record.getMessage().split()[0] for record in caplog.records}
+    secrets = (token, link, server.secret, "ssh_token=", "cols=81", server.cluster.token, "certificate-authority")
+    written = caplog.text + "".join(capfd.readouterr())
+    assert [secret for secret in secrets if secret in written] == []
+    assert os.fspath(newest(server)) in caplog.text
