@@ -21,6 +21,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -659,7 +660,11 @@ _AUTH_API = "client.authentication.k8s.io/"
 _NO_FILE = "files of this host may not be named by this kubeconfig (see allow_files)"
 _NO_PLUGIN = "this kubeconfig may not run this program (see allow_exec)"
 # Variables that would make an allowed program load or run something else.
-_NO_ENV = re.compile(r"PATH|IFS|ENV|BASH_ENV|SHELLOPTS|NODE_OPTIONS|PERL5.*|RUBYOPT|(LD|DYLD|PYTHON|GCONV|LIB).*", re.I)
+_NO_ENV = re.compile(
+    r"HOME|IFS|.*PATH|.*ENV|SHELLOPTS|.*(OPTIONS|OPTS?|PROXY|CONFIG.*|PYTHON.*|SHARED_CREDENTIALS.*)|PERL5.*"
+    r"|(LD|DYLD|GCONV|LIB|XDG|GIT).*",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -977,15 +982,18 @@ _NO_PROGRAM = re.compile(
 # Programs that can run the scripts below, in the order in which they are tried.
 SHELLS = ("sh", "bash", "/usr/bin/bash", "/busybox/sh")
 
-# $0 session id, $1 folder, $2 the shell that runs this, then the command if there is one. The variable tells the
-# hang-up which processes are the session's: its second half is the process id of the shell, and so their session's.
+# $0 session id, $1 folder, $2 the shell that runs this, $3 columns, $4 rows, then the command if there is one. The
+# size is set here, since the message that tells it may come after the first prompt; without stty it must do. The
+# variable tells the hang-up which processes are the session's: its second half is the process id of the shell, and
+# so their session's.
 _START = """
 TERM=xterm-256color JUMPSERVER_SESSION=$0:$$
 export TERM JUMPSERVER_SESSION
 [ -n "$LC_ALL$LC_CTYPE$LANG" ] || export LANG=C.UTF-8
 [ -z "$1" ] || cd "$1" || exit 1
 fallback=$2
-shift 2
+stty cols "$3" rows "$4" 2>/dev/null
+shift 4
 [ $# -eq 0 ] || exec "$@"
 for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && exec "$shell"; done
 exec "$fallback"
@@ -994,25 +1002,26 @@ exec "$fallback"
 # $0 session id. Does what a terminal does that goes away: HUP to all processes of the session, and CONT so that
 # stopped ones notice. What was started with nohup ignores it, what was started with setsid is of another session.
 _HANG_UP = """
-look() {
-    found=
-    for folder in /proc/[0-9]*; do
-        tag=$(tr '\\000' '\\n' <"$folder/environ" 2>/dev/null | grep "^JUMPSERVER_SESSION=$0:") || continue
-        read -r stat 2>/dev/null <"$folder/stat" || continue
-        set -- ${stat##*) }
-        shell=${tag##*:}
-        [ "$4" = "$shell" ] && found="$found ${folder#/proc/}"
-    done
+command -v tr >/dev/null 2>&1 && command -v grep >/dev/null 2>&1 || exit 1
+alive() {
+    read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+    case "${stat##*) }" in Z*) return 1;; esac
 }
-look
+found=
+shell=
+for folder in /proc/[0-9]*; do
+    tag=$(tr '\\000' '\\n' <"$folder/environ" 2>/dev/null | grep "^JUMPSERVER_SESSION=$0:") || continue
+    alive "${folder#/proc/}" || continue
+    set -- ${stat##*) }
+    shell=${tag##*:}
+    [ "$4" = "$shell" ] && found="$found ${folder#/proc/}"
+done
 count=0
 for pid in $found; do kill -HUP "$pid" 2>/dev/null && count=$((count + 1)); kill -CONT "$pid" 2>/dev/null; done
-tries=0
-while look; case "$found " in *" $shell "*) [ $tries -lt 5 ];; *) false;; esac; do
-    sleep 0.2 2>/dev/null || sleep 1
-    tries=$((tries + 1))
-done
-case "$found " in *" $shell "*) kill -KILL "$shell" 2>/dev/null;; esac
+case "$found " in *" $shell "*)
+    for try in 1 2 3 4 5; do alive "$shell" || break; sleep 0.2 2>/dev/null || sleep 1; done
+    alive "$shell" && kill -KILL "$shell" 2>/dev/null
+esac
 echo "hung up $count"
 """
 
@@ -1326,7 +1335,9 @@ def _token(user: User) -> str:
         token = read_file(user.token_file).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         token = ""
-    if not (token and _HEADER_TEXT.fullmatch(token)) and not user.token:
+    if not _HEADER_TEXT.fullmatch(token):
+        token = ""
+    if not (token or user.token):
         raise KubeconfigError("the kubeconfig's tokenFile holds no token")
     return token or user.token
 
@@ -1353,21 +1364,28 @@ def _run_plugin(plugin: Plugin) -> bytes:
         raise KubeconfigError(f"the credential plugin {name} is not installed on the jumpserver{hint}")
     environ = {**os.environ, **dict(plugin.env), "KUBERNETES_EXEC_INFO": plugin.info}
     try:
-        done = subprocess.run(  # noqa: S603
+        # In a session of its own, so that a limit ends its children too.
+        process = subprocess.Popen(  # noqa: S603
             [path, *plugin.args],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            timeout=PLUGIN_TIMEOUT_SECONDS,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise KubeconfigError(f"the credential plugin {name} took more than {PLUGIN_TIMEOUT_SECONDS:g} s") from None
     except (OSError, ValueError):
         raise KubeconfigError(f"the credential plugin {name} cannot be run{hint}") from None
-    if done.returncode:
-        raise KubeconfigError(f"the credential plugin {name} failed with exit code {done.returncode}{hint}")
-    return done.stdout
+    with process:
+        try:
+            output, _ = process.communicate(timeout=PLUGIN_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            limit = f"{PLUGIN_TIMEOUT_SECONDS:g} s"
+            raise KubeconfigError(f"the credential plugin {name} took more than {limit}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise KubeconfigError(f"the credential plugin {name} failed with exit code {process.returncode}{hint}")
+    return output
 
 
 def _read_plugin_answer(plugin: Plugin, output: bytes) -> _PluginAnswer:
@@ -1399,8 +1417,11 @@ def _rfc3339(text: str) -> float:
 # -- network ---------------------------------------------------------------------------------------------------------
 
 _TIMEOUTS = (TimeoutError, socket.timeout)  # one class from Python 3.10 on
-_USER_TIMEOUT_MS = 60_000  # unacknowledged data for so long means that the peer is gone (RFC 5482)
+# Unacknowledged data for so long means that the peer is gone (RFC 5482). Linux counts a closed window, too: a program
+# that does not read a large paste may take its time.
+_USER_TIMEOUT_MS = 180_000
 _PROXY_ANSWER_BYTES = 1 << 14
+_NEAR_END_SECONDS = 1.0  # how soon a connection through an https proxy is dropped when its writer is blocked
 
 
 def parse_proxy(url: str) -> urllib.parse.SplitResult | None:
@@ -1486,7 +1507,11 @@ def _connect(host: str, port: int, allowed: tuple[str, ...], deadline: float) ->
         raise ExecRefused(0, f"this server may not connect to {at} (see allow_servers)")
     why = ""
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as exc:  # IPv6 on a host that has none
+            why = os.strerror(exc.errno or 0)
+            continue
         try:
             sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
             sock.connect(address)
@@ -1517,6 +1542,9 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
     except (OSError, ValueError) as exc:
         sock.close()
         raise ExecRefused(0, f"no connection through the proxy {printable(host)}: {_tls_fault(exc)}") from None
+    if status == 407:
+        sock.close()
+        raise ExecRefused(0, f"the proxy {printable(host)} does not accept the name and password of proxy-url (407)")
     if status != 200:
         sock.close()
         raise ExecRefused(0, f"the proxy {printable(host)} refused the connection with HTTP status {status}")
@@ -1541,8 +1569,10 @@ def _proxy_status(sock: socket.socket, deadline: float) -> int:
         if not byte or len(head) > _PROXY_ANSWER_BYTES:
             raise ValueError("no HTTP answer")
         head += byte
-    status = re.match(rb"HTTP/1\.[01] (\d{3}) ", head)
-    return int(status[1]) if status else 0
+    status = re.match(rb"HTTP/1\.[01] (\d{3})[ \r]", head)
+    if not status:
+        raise ValueError("no HTTP answer")
+    return int(status[1])
 
 
 def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
@@ -1563,15 +1593,19 @@ def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
             stream.abort()
 
     def inward() -> None:
+        near_end = select.poll()
+        near_end.register(far, select.POLLHUP)
         try:
-            while stream.fill(None):
-                far.sendall(stream.buffer)
-                stream.buffer.clear()
+            while not near_end.poll(0):  # the writer may be blocked, and so not see it
+                if stream.fill(_NEAR_END_SECONDS):
+                    far.sendall(stream.buffer)
+                    stream.buffer.clear()
         except (OSError, EOFError, ValueError):
             pass
         finally:
             with contextlib.suppress(OSError):
                 far.shutdown(socket.SHUT_RDWR)
+            stream.abort()
             writer.join()
             stream.close()
             far.close()
@@ -1872,6 +1906,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
 
 # -- a shell, from its start to its hang-up --------------------------------------------------------------------------
 
+_ASK_AGAIN_SECONDS = 0.4
 _START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
 
 
@@ -1892,8 +1927,12 @@ def open_shell(
     each of the programs that are tried. Raises ExecError with a sentence.
     """
     for program in SHELLS:
-        script = [program, "-c", _START, session_id, directory, program, *command]
-        pod = _try_program(target, script, size, timeout)
+        script = [program, "-c", _START, session_id, directory, program, *map(str, size), *command]
+        try:
+            pod = _try_program(target, script, size, timeout)
+        except PodLost:  # it may run all the same
+            hang_up(target, session_id, program, timeout=timeout)
+            raise
         if pod is not None:
             return Shell(pod, program)
     pod = _try_program(target, command, size, timeout) if command and not directory else None
@@ -1923,20 +1962,28 @@ def hang_up(target: Target, session_id: str, program: str, *, timeout: float) ->
     Older container runtimes leave everything running when a connection goes away, the newest the background jobs.
     None when it could not be done: the container is gone, or has no ``tr``, ``grep`` or shell. Blocks.
     """
-    if not program:
-        return None
-    try:
-        pod = PodExec.open(target, [program, "-c", _HANG_UP, session_id], timeout=timeout, tty=False)
-    except ExecError:
-        return None
-    limit = threading.Timer(timeout, pod.abort)
+    deadline = time.monotonic() + timeout
+    while program:
+        try:
+            pod = PodExec.open(target, [program, "-c", _HANG_UP, session_id], timeout=timeout, tty=False)
+            return _told(pod, deadline)
+        except ExecRefused as exc:
+            if exc.status != 0 or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
+                return None
+            time.sleep(_ASK_AGAIN_SECONDS)  # an API server that restarts will be back
+        except ExecError:
+            return None
+    return None
+
+
+def _told(pod: PodExec, deadline: float) -> int | None:
+    """Read to its end what the hang-up prints."""
+    limit = threading.Timer(max(0.0, deadline - time.monotonic()), pod.abort)
     limit.start()
     output = b""
     try:
         while chunk := pod.read():
             output = (output + chunk)[-_MESSAGE_CHARACTERS:]
-    except PodLost:
-        return None
     finally:
         limit.cancel()
         limit.join()
@@ -1948,9 +1995,19 @@ def hang_up(target: Target, session_id: str, program: str, *, timeout: float) ->
 def why_lost(target: Target, since: float, *, timeout: float) -> str:
     """Ask the cluster what became of the pod since then (Unix seconds). A sentence, or "" when nothing is known.
 
-    Needs ``get`` on ``pods``. Blocks for ``timeout`` seconds at most, and for a credential plugin.
+    Asks again while the pod looks well: the API server learns of an end a second or so after it. Needs ``get`` on
+    ``pods``. Blocks for ``timeout`` seconds at most, and for a credential plugin.
     """
     deadline = time.monotonic() + timeout
+    while True:
+        said, final = _ask_why(target, since, deadline)
+        if said or final or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
+            return said
+        time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
+    """One question: the sentence, and whether it is of no use to ask again."""
     try:
         shown = credential(target.cluster.user)
         with dial(target.cluster, shown, deadline) as tls:
@@ -1960,11 +2017,12 @@ def why_lost(target: Target, since: float, *, timeout: float) -> str:
             tls.sendall("\r\n".join(lines).encode("ascii"))
             response = http.client.HTTPResponse(tls)
             response.begin()
-            return explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)
+            said = explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)
+            return said, response.status == 403
     except ExecRefused:
-        return "the cluster's API server cannot be reached any more"
+        return "the cluster's API server cannot be reached any more", True
     except (OSError, ExecError, http.client.HTTPException):
-        return ""
+        return "", True
 
 
 def explain_pod(status: int, body: bytes, container: str, since: float) -> str:
@@ -1978,11 +2036,10 @@ def explain_pod(status: int, body: bytes, container: str, since: float) -> str:
         if status != 200:
             return ""
         state = pod["status"]
-        message = printable(str(state.get("message", "")))
+        message = printable(str(state.get("message") or ""))
         if state.get("reason") == "Evicted":
             return f"the pod was evicted: {message}" if message else "the pod was evicted"
-        ready = [item for item in state.get("conditions") or () if item["type"] == "Ready"]
-        if state.get("reason") == "NodeLost" or any(item["status"] == "Unknown" for item in ready):
+        if state.get("reason") == "NodeLost" or _node_silent(state):
             return "the pod's node was lost"
         for item in state.get("containerStatuses") or ():
             ended = _ended_since(item, since) if container in ("", item["name"]) else ""
@@ -1991,6 +2048,18 @@ def explain_pod(status: int, body: bytes, container: str, since: float) -> str:
         return "the pod is being deleted" if pod["metadata"].get("deletionTimestamp") else ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""
+
+
+def _node_silent(state: dict[str, Any]) -> bool:
+    """Whether the control plane has taken Ready away while all that the kubelet last said is well.
+
+    That is all it does when a node falls silent. A failing probe or a readiness gate comes with a reason.
+    """
+    ready = [item for item in state.get("conditions") or () if item["type"] == "Ready"]
+    well = all(item.get("ready") for item in state.get("containerStatuses") or ())
+    return any(
+        item["status"] == "Unknown" or (item["status"] == "False" and well and not item.get("reason")) for item in ready
+    )
 
 
 def _ended_since(container: dict[str, Any], since: float) -> str:

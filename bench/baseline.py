@@ -21,6 +21,8 @@ from typing import Any
 import simple_websocket
 import websocket
 
+from bench.source import leave_with_parent
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Relays one session. The request's ``path`` is the exec path that is asked of the cluster."""
@@ -38,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, simple_websocket.ConnectionClosed, websocket.WebSocketException):
             pass  # either side left
         finally:
-            pod.shutdown()
+            pod.shutdown()  # type: ignore[no-untyped-call]
 
     def _environ(self) -> dict[str, Any]:
         headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in self.headers.items()}
@@ -76,7 +78,7 @@ def relay_input(browser: Any, pod: websocket.WebSocket) -> None:
         while True:
             pod.send_binary(b"\x00" + json.loads(browser.receive())["input"].encode())
     except (OSError, simple_websocket.ConnectionClosed, websocket.WebSocketException):
-        pod.shutdown()
+        pod.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Baseline(http.server.ThreadingHTTPServer):
@@ -94,6 +96,7 @@ class Baseline(http.server.ThreadingHTTPServer):
 
 def main() -> None:
     """Relay for the source on the port that is named, with that CA file, recordings into that folder."""
+    leave_with_parent()
     server = Baseline(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
     print(json.dumps({"port": server.server_port}), flush=True)
     server.serve_forever()

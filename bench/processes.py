@@ -15,7 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import jwt
 import trustme
@@ -111,7 +111,7 @@ class Server(Process):
         self.idle_threads = self.status("Threads")
         threading.Thread(target=self._drain, args=(self.popen.stderr,), daemon=True).start()
 
-    def _listening_port(self, log: TextIO) -> int:
+    def _listening_port(self, log: IO[str]) -> int:
         text = ""
         for line in log:
             text += line
@@ -121,7 +121,7 @@ class Server(Process):
         raise RuntimeError(f"the server did not start: {text}")
 
     @staticmethod
-    def _drain(log: TextIO) -> None:
+    def _drain(log: IO[str]) -> None:
         with contextlib.suppress(ValueError):  # closed by stop()
             for line in log:
                 if " ERROR " in line or line.startswith("Traceback"):

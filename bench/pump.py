@@ -8,7 +8,7 @@ import ssl
 import sys
 import threading
 
-from bench.source import read_head
+from bench.source import leave_with_parent, read_head
 
 
 def pump(plain: socket.socket, port: int, context: ssl.SSLContext) -> None:
@@ -26,6 +26,7 @@ def pump(plain: socket.socket, port: int, context: ssl.SSLContext) -> None:
 
 def main() -> None:
     """Pump for the source on the port that is named, with that CA file; prints its own port."""
+    leave_with_parent()
     context = ssl.create_default_context(cafile=sys.argv[2])
     listener = socket.create_server(("127.0.0.1", 0))
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)

@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import socket
 import ssl
 import struct
@@ -24,7 +25,7 @@ _FAREWELL = b'{"status":"Success"}'
 _CLOSE_FRAME = b"\x88\x02\x03\xe8"
 _LINES = (
     "\x1b[32m2024-05-17T09:31:04.113Z\x1b[0m \x1b[1;34mINFO\x1b[0m  cart-7d9f  request 7f3a handled in 12 ms",
-    "\x1b[33m警告\x1b[0m 容器 \x1b[1mcart-7d9f\x1b[0m 的内存使用率已达到百分之八十五，请检查日志",
+    "\x1b[33m警告\x1b[0m 容器 \x1b[1mcart-7d9f\x1b[0m 的内存使用率已达到百分之八十五 请检查日志",
     'drwxr-xr-x  2 root root  4096 May 17 09:31 \x1b[01;34mnode_modules\x1b[0m "quoted" C:\\path\\to\ttab',
     "\x1b[38;5;208m日志\x1b[0m 設定を読み込みました /etc/app/config.yaml  한국어 메시지 ✓ 🚀",
 )
@@ -80,6 +81,17 @@ def echo(tls: ssl.SSLSocket) -> None:
             buffer = buffer[end:]
             if message[:1] == b"\x00" and message[1:]:
                 tls.sendall(frame(_STDOUT + message[1:]))
+
+
+def leave_with_parent() -> None:
+    """End this process when the one that started it has closed the pipe to it, however that ended."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def read_head(sock: socket.socket) -> str:
@@ -142,6 +154,7 @@ def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(sys.argv[1])
     threading.stack_size(256 << 10)
+    leave_with_parent()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     while True:

@@ -158,7 +158,7 @@ class Terminal:
 
     def drop(self) -> None:
         """Close the TCP connection without a word."""
-        self.sock.shutdown()
+        self.sock.shutdown()  # type: ignore[no-untyped-call]
 
     def type(self, text: str) -> None:
         """Send keys."""
@@ -208,7 +208,7 @@ class Terminal:
         """Receive until the connection ends; returns the ``end`` message, or an empty one."""
         while self.close_code is None:
             self.step()
-        self.sock.shutdown()
+        self.sock.shutdown()  # type: ignore[no-untyped-call]
         return next((event for event in self.events if event["type"] == "end"), {})
 
 

@@ -357,8 +357,7 @@ def test_exit_code_and_signal_are_told(cluster: StandIn) -> None:
     outcome = run(cluster, "sh", "-c", "exit 3")
     status = {
         "status": "Failure",
-        "message": "command terminated with non-zero exit code: "
-        "error executing command [sh -c exit 3], exit code 3",
+        "message": "command terminated with non-zero exit code: error executing command [sh -c exit 3], exit code 3",
         "reason": "NonZeroExitCode",
         "details": {"causes": [{"reason": "ExitCode", "message": "3"}]},
     }
@@ -430,9 +429,7 @@ def test_finished_pod_on_v5_is_told_by_a_status_on_old_only(cluster: StandIn) ->
         ({"subprotocol": "v9.channel.k8s.io"}, 403, ""),
     ],
 )
-def test_refusal_before_the_upgrade(
-    cluster: StandIn, options: dict[str, str], code: int, message: str
-) -> None:
+def test_refusal_before_the_upgrade(cluster: StandIn, options: dict[str, str], code: int, message: str) -> None:
     got_code, body = refusal(cluster, "sh", **options)
     assert got_code == code
     assert (body if isinstance(body, str) else body["message"]) == message
@@ -453,9 +450,7 @@ def test_status_object_is_complete(new: StandIn) -> None:
 
 
 def test_user_without_rights_is_forbidden(cluster: StandIn) -> None:
-    code, body = refusal(
-        cluster, "sh", pod="busybox", namespace="kube-system", token=cluster.token_of("nobody")
-    )
+    code, body = refusal(cluster, "sh", pod="busybox", namespace="kube-system", token=cluster.token_of("nobody"))
     assert code == 403
     assert body["message"] == (
         'pods "busybox" is forbidden: User "nobody" cannot get resource "pods/exec" in API group ""'
@@ -476,9 +471,7 @@ def test_request_without_upgrade_is_refused(new: StandIn) -> None:
     context = ssl.create_default_context(cadata=new.ca_pem)
     path = "/api/v1/namespaces/default/pods/demo/exec?stdout=true&command=sh"
     head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {new.token}\r\nConnection: close\r\n\r\n"
-    with context.wrap_socket(
-        socket.create_connection((new.host, new.port)), server_hostname="localhost"
-    ) as sock:
+    with context.wrap_socket(socket.create_connection((new.host, new.port)), server_hostname="localhost") as sock:
         sock.sendall(head.encode())
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -619,9 +612,7 @@ def test_tcp_drop_is_noticed_after_a_malformed_resize(new: StandIn) -> None:
 
 
 def test_input_resizes_and_pongs_wait_while_the_program_does_not_read(cluster: StandIn) -> None:
-    script = (
-        f"stty raw -echo; echo ready; while [ ! -e go ]; do sleep 0.01; done; head -c {MIB} | wc -c; read x"
-    )
+    script = f"stty raw -echo; echo ready; while [ ! -e go ]; do sleep 0.01; done; head -c {MIB} | wc -c; read x"
     stream = open_exec(cluster, "sh", "-c", script)
     record = cluster.execs[-1]
     read_until(stream, b"ready")

@@ -149,7 +149,6 @@ def test_without_a_token_nothing_is_told(server: RunningServer, recorded: Record
         ({"scope": "terminal"}, b"this link does not allow to play"),
         ({"filename": "b.cast"}, b"this link is for another recording"),
     ],
-    ids=str,
 )
 def test_a_link_that_does_not_fit_is_refused_in_words(
     server: RunningServer, recorded: Recorded, claims: dict[str, Any], sentence: bytes

@@ -547,8 +547,7 @@ json_texts = safe_texts.filter(lambda text: "\ufeff" not in text)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**18) + 1, 10**18 - 1) | json_texts,
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(json_texts.filter(lambda key: key != "<<"), inner, max_size=4)
+        st.lists(inner, max_size=4) | st.dictionaries(json_texts.filter(lambda key: key != "<<"), inner, max_size=4)
     ),
     max_leaves=12,
 )

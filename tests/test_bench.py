@@ -1,0 +1,70 @@
+"""The benchmark runs and its file has every figure. How large they are is not tested: that depends on the machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SIZES = ("frames of 4,095", "frames of 32,768")
+FIGURES = {
+    "throughput": [
+        f"{size}: {name}"
+        for size in SIZES
+        for name in (
+            *("direct", "pump", "baseline", "ours", "ours / baseline", "ours / pump"),
+            *("processor time, baseline", "processor time, ours"),
+        )
+    ],
+    "latency": [
+        *(
+            f"echo {percent}, {name}"
+            for name in ("direct", "baseline idle", "ours idle", "ours with 60 idle sessions", "ours under 2 floods")
+            for percent in ("p50", "p99")
+        ),
+        "echo p50, ours idle over direct",
+    ],
+    "sessions": [
+        *(f"first prompt beside {count} open" for count in (1, 25, 50)),
+        "logins a second, up to 50 open",
+        "processor time a login",
+        "memory a session, 50 idle",
+        "threads a session, 50 idle",
+        "sessions in one process",
+        "baseline (no tokens, no ledger): logins a second",
+        "baseline: processor time a login",
+        "baseline: memory a session",
+        "baseline: threads a session",
+    ],
+    "start": ["start to listening", "of it Python itself", "of it import", "memory at rest"],
+    "player": ["recording of 20 MB: ours", "recording: memory growth of the server"],
+}
+MAY_BE_ZERO = {"recording: memory growth of the server", "echo p50, ours idle over direct"}
+
+
+@pytest.mark.parametrize("sections", [("throughput", "latency"), ("sessions", "start", "player")])
+def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "--quick", "--out", str(out), *sections]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    assert document["quick"] and document["machine"]["cpus"] >= 1
+    rows = {row["name"]: row for row in document["rows"]}
+    assert set(rows) >= {name for section in sections for name in FIGURES[section]}
+    for name, row in rows.items():
+        assert name in done.stdout
+        assert row["low"] <= row["median"] <= row["high"] and math.isfinite(row["median"])
+        assert row["median"] > 0 or name in MAY_BE_ZERO, row
+        assert (row["reached"] is None) == (row["target"] is None)
+
+
+def test_an_unknown_section_is_refused() -> None:
+    command = [sys.executable, "-m", "bench", "nonsense"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "nonsense" in done.stderr

@@ -1,0 +1,212 @@
+"""What a session that was cut off leaves in the pod: nothing, but what was started to outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import k8s_exec
+from demo.cluster import DEFAULT_PODS, Pod, StandIn
+from tests.support import RunningServer, Terminal, nothing_left, wait_until
+
+BARE = Pod("default", "bare", programs=("sh",), tools=("sleep",))
+FLAVOURS = ("new", "old")
+SHELLS = ("bash", "sh", "dash", "ash")
+
+
+@pytest.fixture(params=FLAVOURS)
+def cluster(request: pytest.FixtureRequest) -> Iterator[StandIn]:
+    """Takes the place of the one in support: here each test is for both."""
+    with nothing_left(), StandIn(flavour=request.param, pods=(*DEFAULT_PODS, BARE)) as running:
+        yield running
+
+
+def programs(cluster: StandIn, pod: str = "demo") -> list[str]:
+    """The names of what runs in the pod."""
+    names = []
+    for pid in cluster.processes("default", pod):
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return sorted(names)
+
+
+def states(cluster: StandIn, pod: str = "demo") -> str:
+    """The letters under which the kernel lists the pod's processes; T is stopped (proc(5))."""
+    letters = ""
+    for pid in cluster.processes("default", pod):
+        with contextlib.suppress(OSError):
+            letters += Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return letters
+
+
+def opened(server: RunningServer, pod: str = "demo") -> Terminal:
+    """A terminal whose shell answers."""
+    terminal = server.connect(pod)
+    terminal.type("echo rea''dy\n")
+    terminal.wait_for("ready\r\n")
+    return terminal
+
+
+def logged_out(server: RunningServer, number: int = 1) -> None:
+    wait_until(lambda: sum(row["logout_at"] is not None for row in server.rows()) == number, "the end of the session")
+
+
+def after_drop(server: RunningServer, terminal: Terminal) -> int | None:
+    """Cut the browser off, and wait for the session's end. Returns how many processes the ledger counts."""
+    terminal.drop()
+    logged_out(server)
+    hung_up = server.rows()[0]["hung_up"]
+    assert hung_up is None or isinstance(hung_up, int)
+    return hung_up
+
+
+# What is typed, and which program shows that it has begun.
+ENDED = {
+    "an idle shell": ("", ""),
+    "sleep": ("sleep 1000\n", "sleep"),
+    "top": ("top\n", "top"),
+    "vi": ("vi notes\n", "vi"),
+    "a child in the background": ("sleep 1000 &\n", "sleep"),
+    "a stopped job": ("sleep 1000 & kill -STOP $!\n", ""),
+    "a job behind Ctrl-Z": ("sleep 1000\n", "sleep"),
+    "a shell that ignores HUP": ("trap '' HUP; echo trap''ped\n", ""),
+    "an output loop": ("yes\n", "yes"),
+}
+
+
+@pytest.mark.parametrize("pod", ["demo", "busybox"])
+@pytest.mark.parametrize("what", list(ENDED))
+def test_nothing_stays_of_a_session_whose_browser_left(
+    cluster: StandIn, server: RunningServer, pod: str, what: str
+) -> None:
+    keys, program = ENDED[what]
+    terminal = opened(server, pod)
+    terminal.type(keys)
+    if program:
+        # vi and top have other names where they are links to something better
+        wait_until(lambda: any(name not in SHELLS for name in programs(cluster, pod)), program)
+    if "ignores" in what:
+        terminal.wait_for("trapped\r\n")
+    if "Ctrl-Z" in what:
+        terminal.type("\x1a")
+    if "stopped" in what or "Ctrl-Z" in what:
+        wait_until(lambda: "T" in states(cluster, pod), "a stopped process")
+    assert after_drop(server, terminal) is not None
+    wait_until(lambda: not cluster.processes("default", pod), "an empty pod")
+
+
+@pytest.mark.parametrize("starter", ["nohup", "setsid"])
+def test_what_was_started_to_outlive_the_terminal_stays(cluster: StandIn, server: RunningServer, starter: str) -> None:
+    terminal = opened(server)
+    terminal.type(f"{starter} sleep 1000 >log 2>&1 &\n")
+    wait_until(lambda: "sleep" in programs(cluster), "sleep")
+    after_drop(server, terminal)
+    wait_until(lambda: programs(cluster) == ["sleep"], "only sleep")
+
+
+@pytest.mark.parametrize(
+    ("keys", "counts"),
+    [("", {"old": (1,), "new": (0, 1)}), ("sleep 1000 &\n", {"old": (2,), "new": (1, 2)})],
+    ids=["idle", "background"],
+)
+def test_what_was_hung_up_is_counted(
+    cluster: StandIn,
+    server: RunningServer,
+    caplog: pytest.LogCaptureFixture,
+    keys: str,
+    counts: dict[str, tuple[int, ...]],
+) -> None:
+    # On "new" the cluster kills the shell too, and either may be first.
+    caplog.set_level(logging.INFO, "jumpserver")
+    terminal = opened(server)
+    terminal.type(keys)
+    wait_until(lambda: not keys or "sleep" in programs(cluster), "sleep")
+    hung_up = after_drop(server, terminal)
+    assert hung_up in counts[cluster.flavour]
+    logout = next(record.message for record in caplog.records if record.message.startswith("logout "))
+    assert f" hung_up={hung_up} " in logout
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that prints nothing is waited for in case it does not exist; not for long here."""
+    monkeypatch.setattr(k8s_exec, "_START_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_command_of_the_token_is_hung_up_too(cluster: StandIn, server: RunningServer) -> None:
+    terminal = server.connect(command=["sleep", "1000"])
+    wait_until(lambda: programs(cluster) == ["sleep"], "sleep")
+    terminal.wait_for_event("session")
+    after_drop(server, terminal)
+    wait_until(lambda: not cluster.processes(), "an empty pod")
+
+
+def test_the_shutdown_of_the_server_hangs_up(cluster: StandIn, server: RunningServer) -> None:
+    terminals = [opened(server) for _ in range(3)]
+    for terminal in terminals:
+        terminal.type("sleep 1000 &\n")
+    wait_until(lambda: programs(cluster).count("sleep") == 3, "three sleeps")
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    reason = "the server is shutting down"
+    assert [terminal.wait_end()["reason"] for terminal in terminals] == [reason] * 3
+    stopping.join()
+    wait_until(lambda: not cluster.processes(), "an empty pod")
+    assert [row["reason"] for row in server.rows()] == [reason] * 3
+    assert all(row["hung_up"] >= 1 for row in server.rows())
+
+
+def test_the_processes_of_another_session_are_left_alone(cluster: StandIn, server: RunningServer) -> None:
+    staying, leaving = opened(server), opened(server)
+    staying.type("sleep 1000 &\n")
+    wait_until(lambda: programs(cluster).count("sleep") == 1, "sleep")
+    before = set(cluster.processes())
+    staying.type("echo unt''ouched\n")
+    staying.wait_for("untouched\r\n")
+    leaving.type("sleep 1000 &\n")
+    wait_until(lambda: programs(cluster).count("sleep") == 2, "another sleep")
+    leaving.drop()
+    logged_out(server)
+    wait_until(lambda: len(cluster.processes()) == 2, "one shell and its child")
+    assert set(cluster.processes()) <= before
+    staying.type("echo still''here\n")
+    staying.wait_for("stillhere\r\n")
+    staying.drop()
+    logged_out(server, 2)
+
+
+def test_a_shell_that_ended_by_itself_is_not_looked_for(cluster: StandIn, server: RunningServer) -> None:
+    terminal = opened(server)
+    terminal.type("exit 3\n")
+    assert terminal.wait_end()["exit_code"] == 3
+    logged_out(server)
+    assert server.rows()[0]["hung_up"] is None
+    assert len(cluster.execs) == 1
+
+
+def test_an_image_without_the_tools_is_reported_as_not_checked(cluster: StandIn, tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, cluster)
+    try:
+        terminal = server.connect("bare")
+        terminal.type("echo rea''dy\n")
+        terminal.wait_for("ready\r\n")
+        assert after_drop(server, terminal) is None
+    finally:
+        server.stop()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pod_without_any_shell_is_reported_as_not_checked(cluster: StandIn, tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, cluster)
+    try:
+        terminal = server.connect("distroless", command=["cat"])
+        terminal.wait_for_event("session")
+        assert after_drop(server, terminal) is None
+    finally:
+        server.stop()

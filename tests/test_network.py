@@ -1,0 +1,593 @@
+"""The way to the cluster: proxies, addresses, prefixes, time limits, certificates, and where nobody may go."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import json
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import k8s_exec
+from demo.cluster import StandIn
+from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, PodExec, Target, Trust, dial, load_kubeconfig
+from tests.support import RunningServer, nothing_left, wait_until
+
+SECRET = "pr0xy-p:ss"
+NO_TRUST = Trust()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "NO_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def kubeconfig(cluster: StandIn, **place: Any) -> str:
+    """A kubeconfig in JSON; ``place`` changes its cluster."""
+    ca = base64.b64encode(cluster.ca_pem.encode()).decode()
+    document = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": cluster.url, "certificate-authority-data": ca, **place}}],
+        "users": [{"name": "u", "user": {"token": cluster.token}}],
+    }
+    return json.dumps(document)
+
+
+def opened(
+    text: str, trust: Trust = NO_TRUST, command: tuple[str, ...] = ("echo", "here"), limit: float = 5
+) -> PodExec:
+    return PodExec.open(Target(load_kubeconfig(text, trust=trust), "default", "demo"), command, timeout=limit)
+
+
+def output_of(text: str, trust: Trust = NO_TRUST) -> bytes:
+    with contextlib.closing(opened(text, trust)) as pod:
+        output = b""
+        while chunk := pod.read():
+            output += chunk
+        return output
+
+
+def refusal(text: str, trust: Trust = NO_TRUST, limit: float = 5) -> str:
+    with pytest.raises(ExecRefused) as caught:
+        opened(text, trust, limit=limit).close()
+    return str(caught.value)
+
+
+# -- proxies -----------------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A server on a free port; each connection is given to ``serve`` on a thread. ``close`` ends everything."""
+
+    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
+        self._serve = serve
+        self._lock = threading.Lock()  # guards the lists
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._socket = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.port = int(self._socket.getsockname()[1])
+        self._start(self._accept)
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name="test-listener", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.adopt(connection)
+            self._start(self._run, connection)
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Let ``close`` wake whoever is blocked on this socket, too."""
+        with self._lock:
+            self._open.append(connection)
+
+    def _run(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self._serve(connection)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._threads[0].join()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+
+class Proxy:
+    """An HTTP proxy that knows CONNECT (RFC 9110, section 9.3.6), over TLS if it has a certificate.
+
+    All goes to ``target``, whatever the request names. ``refuse`` is the answer in place of 200.
+    """
+
+    def __init__(self, target: tuple[str, int], context: ssl.SSLContext | None = None, refuse: str = "") -> None:
+        self.target, self.context, self.refuse = target, context, refuse
+        self.ok = "HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n"
+        self.heads: list[str] = []
+        self.listener = Listener(self._serve)
+        self.port = self.listener.port
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.listener.close()
+
+    def _serve(self, raw: socket.socket) -> None:
+        near = self.context.wrap_socket(raw, server_side=True) if self.context else raw
+        self.listener.adopt(near)
+        with near:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                byte = near.recv(1)
+                if not byte:
+                    return
+                head += byte
+            self.heads.append(head.decode())
+            near.sendall((self.refuse or self.ok).encode())
+            if not self.refuse:
+                with socket.create_connection(self.target) as far:
+                    self.listener.adopt(far)
+                    self._relay(near, far)
+
+    def _relay(self, near: socket.socket, far: socket.socket) -> None:
+        """One thread for both directions: while one side takes nothing, the other is not read."""
+        while True:
+            pending = isinstance(near, ssl.SSLSocket) and near.pending()
+            ready = [near] if pending else select.select([near, far], [], [])[0]
+            for source, sink in ((near, far), (far, near)):
+                if source in ready:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    sink.sendall(data)
+
+
+@pytest.fixture
+def proxy_ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(params=["http", "https"])
+def proxy(
+    request: pytest.FixtureRequest,
+    cluster: StandIn,
+    proxy_ca: trustme.CA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[str, Proxy]]:
+    """(URL, proxy); this host trusts the proxy's certificate."""
+    context = None
+    if request.param == "https":
+        proxy_ca.cert_pem.write_to_path(str(tmp_path / "proxy-ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "proxy-ca.pem"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        proxy_ca.issue_cert("127.0.0.1").configure_cert(context)
+    with nothing_left(), Proxy((cluster.host, cluster.port), context) as running:
+        yield f"{request.param}://127.0.0.1:{running.port}", running
+
+
+def test_the_kubeconfigs_proxy_is_used(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
+    url, running = proxy
+    assert output_of(kubeconfig(cluster, **{"proxy-url": url})) == b"here\r\n"
+    (head,) = running.heads
+    assert head.startswith(f"CONNECT 127.0.0.1:{cluster.port} HTTP/1.1\r\nHost: 127.0.0.1:{cluster.port}\r\n")
+    assert "Proxy-Authorization" not in head
+    assert cluster.token not in head
+
+
+def test_name_and_password_are_shown_to_the_proxy_only(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
+    url, running = proxy
+    url = url.replace("://", "://us%40er:pr0xy-p%3Ass@")
+    assert output_of(kubeconfig(cluster, **{"proxy-url": url})) == b"here\r\n"
+    pair = base64.b64encode(f"us@er:{SECRET}".encode()).decode()
+    assert f"\r\nProxy-Authorization: Basic {pair}\r\n" in running.heads[0]
+
+
+def test_a_whole_session_goes_through_a_proxy(cluster: StandIn, proxy: tuple[str, Proxy], tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, cluster)
+    try:
+        text = kubeconfig(cluster, **{"proxy-url": proxy[0]})
+        with server.connect(cluster_cfg=text) as terminal:
+            terminal.type("seq 200000 | tail -1; echo do''ne\n")
+            terminal.wait_for("done\r\n")
+        wait_until(lambda: server.rows()[0]["logout_at"], "the end of the session")
+        wait_until(lambda: not cluster.processes(), "an empty pod")
+    finally:
+        server.stop()
+
+
+def test_a_writer_that_is_blocked_behind_a_proxy_is_woken(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
+    pod = opened(
+        kubeconfig(cluster, **{"proxy-url": proxy[0]}), command=("sh", "-c", "stty raw -echo; exec sleep 1000")
+    )
+    sent = [0]
+
+    def write() -> None:
+        with contextlib.suppress(k8s_exec.PodLost):
+            while True:
+                pod.write(b"x" * 65536)
+                sent[0] += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    last = [-1, time.monotonic()]
+
+    def still() -> bool:
+        if sent[0] != last[0]:
+            last[:] = [sent[0], time.monotonic()]
+        return time.monotonic() - last[1] > 0.3
+
+    wait_until(still, "a blocked writer")
+    pod.abort()
+    writer.join(5)
+    assert not writer.is_alive()
+    pod.close()
+    cluster.delete_pod("default", "demo")  # the end of a connection waits behind input that is not read
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "(407)"),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nsecret", "refused the connection with HTTP status 403"),
+        ("HTTP/1.0 502 Bad Gateway\r\n\r\n", "refused the connection with HTTP status 502"),
+        ("SSH-2.0-OpenSSH_9\r\n\r\n", "no connection through the proxy 127.0.0.1"),
+        ("HTTP/1.1 200 OK\r\nX: " + "x" * 20000, "no connection through the proxy 127.0.0.1"),
+        ("", "no connection through the proxy 127.0.0.1"),
+    ],
+)
+def test_a_proxy_that_says_no_is_named(cluster: StandIn, answer: str, sentence: str) -> None:
+    with Proxy((cluster.host, cluster.port), refuse=answer or " ") as proxy:
+        said = refusal(kubeconfig(cluster, **{"proxy-url": f"http://u:{SECRET}@127.0.0.1:{proxy.port}"}))
+    assert sentence in said
+    assert "127.0.0.1" in said
+    assert SECRET not in said
+    assert "status 0" not in said
+
+
+def test_a_proxys_answer_needs_no_reason_phrase(cluster: StandIn) -> None:
+    with Proxy((cluster.host, cluster.port)) as proxy:
+        proxy.ok = "HTTP/1.1 200\r\n\r\n"
+        assert output_of(kubeconfig(cluster, **{"proxy-url": f"http://127.0.0.1:{proxy.port}"})) == b"here\r\n"
+
+
+def test_an_https_proxy_of_an_unknown_ca_is_refused(cluster: StandIn, proxy_ca: trustme.CA) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    proxy_ca.issue_cert("127.0.0.1").configure_cert(context)
+    with Proxy((cluster.host, cluster.port), context) as proxy:
+        said = refusal(kubeconfig(cluster, **{"proxy-url": f"https://u:{SECRET}@127.0.0.1:{proxy.port}"}))
+    assert "no connection through the proxy 127.0.0.1: its certificate comes from a CA" in said
+    assert not proxy.heads
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "socks5h://127.0.0.1", "ftp://p", "http://", "http://p:x"])
+def test_other_proxies_are_refused_in_words(cluster: StandIn, url: str) -> None:
+    with pytest.raises(KubeconfigError, match=r"http:// or https:// proxy|must be http://"):
+        load_kubeconfig(kubeconfig(cluster, **{"proxy-url": url}))
+
+
+def via(host: str, port: int = 6443) -> str:
+    """The proxy for that server, by the environment."""
+    proxy = k8s_exec.proxy_for(Cluster(host, port))
+    return proxy.netloc if proxy else ""
+
+
+@pytest.mark.parametrize("url", ["http://p.example:3128", "https://p.example:3128", "p.example:3128"])
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    monkeypatch.setenv(name, url)
+    assert via("k8s.example") == "p.example:3128"
+    assert [via(host) for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1")] == [""] * 4
+
+
+def test_other_variables_and_unusable_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://other:1")
+    monkeypatch.setenv("ALL_PROXY", "http://other:1")
+    assert via("k8s.example") == ""
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5://u:{SECRET}@p:1080")
+    with pytest.raises(ExecRefused, match="HTTPS_PROXY is not the URL of an HTTP proxy") as caught:
+        via("k8s.example")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "host", "direct"),
+    [
+        ("*", "k8s.example", True),
+        ("k8s.example", "k8s.example", True),
+        ("K8S.Example", "k8s.example", True),
+        ("example", "k8s.example", True),  # a domain holds its hosts
+        ("8s.example", "k8s.example", False),
+        (".example", "k8s.example", True),
+        (".k8s.example", "k8s.example", False),  # but not itself, with a dot
+        ("*.example", "k8s.example", True),
+        ("*.k8s.example", "k8s.example", False),
+        ("k8s.example:6443", "k8s.example", True),
+        ("k8s.example:443", "k8s.example", False),
+        ("example:6443", "k8s.example", True),
+        (".example:443", "k8s.example", False),
+        (":6443", "k8s.example", False),
+        ("other, k8s.example ,more", "k8s.example", True),
+        (",, ,", "k8s.example", False),
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1:6443", "10.0.0.1", True),
+        ("10.0.0.1:443", "10.0.0.1", False),
+        ("10.0.0.0/8", "10.0.0.1", True),
+        ("10.9.9.9/8", "10.0.0.1", True),
+        ("11.0.0.0/8", "10.0.0.1", False),
+        ("10.0.0.0/8", "k8s.example", False),  # names are not looked up for it
+        ("10.0.0.0/99", "10.0.0.1", False),
+        ("2001:db8::1", "2001:db8::1", True),
+        ("2001:DB8:0::1", "2001:db8::1", True),
+        ("[2001:db8::1]:6443", "2001:db8::1", True),
+        ("[2001:db8::1]:443", "2001:db8::1", False),
+        ("2001:db8::/32", "2001:db8::1", True),
+        ("2001:db9::/32", "2001:db8::1", False),
+        ("", "k8s.example", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_what_no_proxy_exempts(
+    monkeypatch: pytest.MonkeyPatch, name: str, entries: str, host: str, direct: bool
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://p:1")
+    monkeypatch.setenv(name, entries)
+    assert via(host) == ("" if direct else "p:1")
+
+
+def test_the_kubeconfigs_proxy_is_used_even_to_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    proxy = k8s_exec.proxy_for(Cluster("localhost", 6443, proxy_url="http://p:1"))
+    assert proxy is not None
+    assert proxy.netloc == "p:1"
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_at_an_ipv6_address_is_reached() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as exc:
+        pytest.skip(f"this host has no IPv6: {exc}")
+    with nothing_left(), StandIn(host="::1") as cluster:
+        assert cluster.url.startswith("https://[::1]:")
+        assert output_of(cluster.kubeconfig()) == b"here\r\n"
+        assert cluster.execs[0].host == f"[::1]:{cluster.port}"
+        with Proxy(("::1", cluster.port)) as proxy:
+            text = kubeconfig(cluster, **{"proxy-url": f"http://127.0.0.1:{proxy.port}"})
+            assert output_of(text) == b"here\r\n"
+            assert proxy.heads[0].startswith(f"CONNECT [::1]:{cluster.port} ")
+
+
+def test_a_server_below_a_path_is_reached_by_all_requests(tmp_path: Path) -> None:
+    with nothing_left(), StandIn(path_prefix="/k8s/clusters/c-m-1") as cluster:
+        server = RunningServer(tmp_path, cluster)
+        try:
+            with server.connect() as terminal:
+                terminal.type("sleep 1000 & echo rea''dy\n")
+                terminal.wait_for("ready\r\n")
+            wait_until(lambda: server.rows()[0]["logout_at"], "the end of the session")
+            assert server.rows()[0]["hung_up"] is not None
+            terminal = server.connect()
+            terminal.wait_for_event("session")
+            cluster.delete_pod("default", "demo")
+            assert terminal.wait_end()["reason"] == "the pod was deleted"
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the name k8s.test have these addresses. No test may change the DNS of its host."""
+    real = socket.getaddrinfo
+
+    def set_addresses(*addresses: tuple[int, str, int]) -> None:
+        def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+            if host != "k8s.test":
+                return real(host, *args, **options)
+            return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for family, address, port in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return set_addresses
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that is bound, so that nobody else gets it, but does not listen."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose queue is full: it answers nobody."""
+    with socket.socket() as sock, contextlib.ExitStack() as stack:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
+
+
+def named(cluster: StandIn) -> str:
+    return kubeconfig(cluster, server="https://k8s.test:6443", **{"tls-server-name": "localhost"})
+
+
+def test_all_addresses_of_a_name_are_tried(cluster: StandIn, resolve: Callable[..., None]) -> None:
+    with closed_port() as closed, deaf_port() as deaf:
+        inet = socket.AF_INET
+        resolve((inet, "127.0.0.1", closed), (inet, "127.0.0.1", deaf), (inet, "127.0.0.1", cluster.port))
+        with contextlib.closing(opened(named(cluster), limit=1.5)) as pod:
+            assert pod.read() == b"here\r\n"
+
+
+def test_an_address_of_a_family_that_this_host_has_not_is_passed_over(
+    cluster: StandIn, resolve: Callable[..., None]
+) -> None:
+    unknown = 9999  # as AF_INET6 is where the kernel has no IPv6
+    resolve((unknown, "::1", 1), (socket.AF_INET, "127.0.0.1", cluster.port))
+    assert output_of(named(cluster)) == b"here\r\n"
+    resolve((unknown, "::1", 1))
+    assert refusal(named(cluster)).startswith("k8s.test:6443 cannot be reached: ")
+
+
+def test_a_server_that_does_not_accept_is_given_up_in_time(cluster: StandIn) -> None:
+    with deaf_port() as deaf:
+        begin = time.monotonic()
+        said = refusal(kubeconfig(cluster, server=f"https://127.0.0.1:{deaf}"), limit=0.3)
+        assert time.monotonic() - begin < 1
+    assert said == f"127.0.0.1:{deaf} cannot be reached: no answer in time"
+
+
+@pytest.mark.parametrize("through", [False, True], ids=["itself", "its proxy"])
+def test_a_server_that_never_speaks_is_given_up_in_time(cluster: StandIn, through: bool) -> None:
+    listener = Listener(lambda connection: [None for _ in iter(lambda: connection.recv(4096), b"")].clear())
+    url = f"http://127.0.0.1:{listener.port}" if through else ""
+    place = {"proxy-url": url} if through else {"server": f"https://127.0.0.1:{listener.port}"}
+    begin = time.monotonic()
+    said = refusal(kubeconfig(cluster, **place), limit=0.3)
+    assert time.monotonic() - begin < 1
+    listener.close()
+    assert said.endswith("the handshake took too long")
+
+
+# -- where nobody may go -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patterns", "good"),
+    [
+        ((), True),
+        (("k8s.test",), True),
+        (("*.test",), True),
+        ((".test",), True),
+        (("127.0.0.0/8",), True),
+        (("127.0.0.1",), True),
+        (("other.test", "127.0.0.1/32"), True),
+        (("test",), False),
+        (("8s.test",), False),
+        (("*.k8s.test",), False),
+        (("10.0.0.0/8",), False),  # the name has an address outside
+        (("::/0",), False),
+    ],
+)
+def test_which_servers_a_tokens_kubeconfig_may_name(
+    cluster: StandIn, resolve: Callable[..., None], patterns: tuple[str, ...], good: bool
+) -> None:
+    resolve((socket.AF_INET, "127.0.0.1", cluster.port))
+    trust = Trust(allow_servers=patterns)
+    if good:
+        assert output_of(named(cluster), trust) == b"here\r\n"
+    else:
+        assert refusal(named(cluster), trust) == "this server may not connect to k8s.test:6443 (see allow_servers)"
+        assert not cluster.execs
+
+
+def test_an_operators_kubeconfig_may_name_any(cluster: StandIn, tmp_path: Path) -> None:
+    assert output_of(kubeconfig(cluster), Trust(folder=tmp_path, allow_servers=("10.0.0.0/8",))) == b"here\r\n"
+
+
+def test_only_the_allowed_addresses_of_a_name_are_tried(cluster: StandIn, resolve: Callable[..., None]) -> None:
+    contacted = threading.Event()
+    listener = Listener(lambda connection: contacted.set())
+    # 127.0.0.2 is this host, too
+    resolve((socket.AF_INET, "127.0.0.1", listener.port), (socket.AF_INET, "127.0.0.2", listener.port))
+    assert "allow_servers" in refusal(named(cluster), Trust(allow_servers=("127.0.0.3",)))
+    listener.close()
+    assert not contacted.is_set()
+
+
+def test_a_proxy_must_be_allowed_and_the_server_behind_it_too(cluster: StandIn, resolve: Callable[..., None]) -> None:
+    with Proxy((cluster.host, cluster.port)) as proxy:
+        resolve((socket.AF_INET, "127.0.0.1", proxy.port))
+        text = kubeconfig(cluster, **{"proxy-url": "http://k8s.test:3128"})
+        said = refusal(text, Trust(allow_servers=("127.0.0.9", "k8s.test")))
+        assert said == "this server may not connect to 127.0.0.1 (see allow_servers)"
+        said = refusal(
+            named(cluster).replace('"server"', f'"proxy-url": "http://127.0.0.1:{proxy.port}", "server"'),
+            Trust(allow_servers=("k8s.test",)),
+        )
+        assert said == f"this server may not connect to 127.0.0.1:{proxy.port} (see allow_servers)"
+        assert not proxy.heads
+        assert output_of(text, Trust(allow_servers=("127.0.0.1", "k8s.test"))) == b"here\r\n"
+
+
+def test_the_configuration_says_which_servers(cluster: StandIn, tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, cluster, more='[Kubernetes]\nallow_servers = ["10.0.0.0/8"]\n')
+    try:
+        assert "allow_servers" in server.connect(cluster_cfg=kubeconfig(cluster)).wait_end()["reason"]
+        assert server.connect(command=["true"]).wait_end()["exit_code"] == 0
+    finally:
+        server.stop()
+
+
+# -- certificates ------------------------------------------------------------------------------------------------------
+
+NOW = datetime.datetime.now(datetime.timezone.utc)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "fault"),
+    [
+        ({"not_before": NOW - 2 * DAY, "not_after": NOW - DAY}, "its certificate has expired"),
+        ({"not_before": NOW + DAY}, "its certificate is not valid yet"),
+        ({"names": ("10.0.0.1",)}, "its certificate is for another IP address (see tls-server-name)"),
+        ({"other_ca": True}, "its certificate comes from a CA that the kubeconfig does not name"),
+        ({"name": "k8s.internal"}, "its certificate is for another host name (see tls-server-name)"),
+        ({}, ""),
+        ({"names": ("k8s.internal",), "name": "k8s.internal"}, ""),
+    ],
+)
+def test_each_fault_of_a_certificate_has_its_sentence(certificate: dict[str, Any], fault: str) -> None:
+    ca, names, name = trustme.CA(), certificate.pop("names", ("127.0.0.1",)), certificate.pop("name", "")
+    issuer = trustme.CA() if certificate.pop("other_ca", False) else ca
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issuer.issue_cert(*names, **certificate).configure_cert(context)
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(1)
+
+    pem = ca.cert_pem.bytes().decode()
+    with nothing_left():
+        listener = Listener(serve)
+        cluster = Cluster("127.0.0.1", listener.port, ca_pem=pem, tls_server_name=name)
+        try:
+            if fault:
+                with pytest.raises(ExecRefused) as caught:
+                    dial(cluster, Credential(), time.monotonic() + 5)
+                at = f"no TLS connection to the cluster at 127.0.0.1:{listener.port}"
+                assert str(caught.value) == f"{at}: {fault}"
+            else:
+                dial(cluster, Credential(), time.monotonic() + 5).close()
+        finally:
+            listener.close()
