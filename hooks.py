@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import socket
 import sqlite3
 import sys
@@ -35,6 +36,7 @@ __all__ = ["Denied", "HookError", "Hooks", "HooksSettings", "SessionInfo", "Toke
 PLATFORM_TIMEOUT_SECONDS = 5.0
 _ANSWER_LIMIT_BYTES = 2 << 20
 _CLOCK_SKEW_SECONDS = 30
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 SECRET_MINIMUM_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as the hash
 
 
@@ -262,7 +264,7 @@ def verify_token(token: str, secret: str) -> dict[str, Any]:
 
 def _base64url(text: str) -> bytes:
     """Decode base64url without padding (RFC 7515, section 2); ValueError for anything else."""
-    if "=" in text:
+    if not _BASE64URL.fullmatch(text):
         raise ValueError("not base64url")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import datetime
 import errno
+import functools
 import http.client
 import ipaddress
 import json
@@ -763,7 +764,7 @@ class _Entry:
         entries = document.get(section)
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and entry.get("name") == name:
-                value = entry.get(key) or {}
+                value = {} if entry.get(key) is None else entry[key]
                 if isinstance(value, dict):
                     return cls(value, f"{key} {printable(name)!r}", trust)
         raise KubeconfigError(f"the kubeconfig has no {key} named {printable(name)!r} under {section}")
@@ -835,6 +836,8 @@ class _Entry:
 
 def read_file(path: Path) -> bytes:
     """A small file. Raises OSError, also for one of more than 1 MiB."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     with path.open("rb") as file:
         data = file.read(FILE_LIMIT_BYTES + 1)
     if len(data) > FILE_LIMIT_BYTES:
@@ -895,6 +898,8 @@ def _user(user: _Entry, cluster: _Entry) -> User:
     if bool(certificate) != bool(key):
         user.fail("client-certificate", "certificate and key go together")
     name, password, token = user.text("username"), user.text("password"), user.header_text("token")
+    if " " in token:
+        user.fail("token", "has blanks inside")
     token_file = user.path("tokenFile")
     if (name or password) and (token or token_file):
         user.fail("username", "basic authentication and a token exclude each other")
@@ -913,10 +918,10 @@ def _impersonation(user: _Entry) -> tuple[str, ...]:
     """Header lines as client-go sends them."""
     name, uid = user.header_text("as"), user.header_text("as-uid")
     lines = [f"Impersonate-Group: {group}" for group in user.list_of("as-groups", str)]
-    for key, values in user.map("as-user-extra").items():
-        if not isinstance(values, list):
-            user.fail("as-user-extra", "must be a map of lists")
-        lines += [f"Impersonate-Extra-{urllib.parse.quote(key.lower(), safe='')}: {value}" for value in values]
+    extra = _Entry(user.map("as-user-extra"), f"{user.where}: as-user-extra", user.trust)
+    for key in extra.values:
+        name_of_header = f"Impersonate-Extra-{urllib.parse.quote(str(key).lower(), safe='')}"
+        lines += [f"{name_of_header}: {value}" for value in extra.list_of(key, str)]
     if uid:
         lines.append(f"Impersonate-Uid: {uid}")
     if lines and not name:
@@ -1046,8 +1051,8 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raises ExecRefused for names that Kubernetes does not allow."""
-        for kind, name in (("namespace", self.namespace), ("pod", self.pod), ("container", self.container or "-")):
-            if not _NAME.fullmatch(name) and name != "-":
+        for kind, name in (("namespace", self.namespace), ("pod", self.pod), ("container", self.container)):
+            if not _NAME.fullmatch(name) and (name or kind != "container"):
                 raise ExecRefused(400, f"this is not a valid {kind} name: {printable(name)!r}")
 
     @property
@@ -1173,7 +1178,8 @@ def parse_frame(buffer: bytearray, start: int) -> tuple[int, int, int] | None:
 
 # -- TLS -----------------------------------------------------------------------------------------------------------
 
-_READ_BYTES = 1 << 18  # what one fill takes at most, so that a flood is relayed in pieces of bounded size
+_READ_BYTES = 1 << 16  # what one fill takes at most: larger pieces make other sessions wait longer during a flood
+_TLS_RECORD_BYTES = 1 << 14  # what OpenSSL hands out at most (RFC 8446, section 5.1)
 _HANDSHAKE_LIMIT_BYTES = 1 << 18  # headers and body of the answer to the upgrade request
 
 
@@ -1211,7 +1217,7 @@ class TlsStream:
         try:
             while len(self.buffer) - size < _READ_BYTES:
                 with self._lock:
-                    chunk = self._tls.recv(_READ_BYTES)
+                    chunk = self._tls.recv(_TLS_RECORD_BYTES)
                 if not chunk:
                     if len(self.buffer) > size:
                         return 0
@@ -1625,7 +1631,7 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
 
     Blocks. Raises ExecRefused with a sentence for an unknown host, a closed port and each fault of the certificate.
     """
-    context = _tls_context(cluster, shown)
+    context = _tls_context(cluster.insecure_skip_tls_verify, cluster.ca_pem, shown.certificate_pem, shown.key_pem)
     proxy = proxy_for(cluster)
     if proxy is None:
         raw = _connect(cluster.host, cluster.port, cluster.allow_servers, deadline)
@@ -1640,25 +1646,26 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
         raise ExecRefused(0, f"no TLS connection to the cluster at {at}: {_tls_fault(exc)}") from None
 
 
-def _tls_context(cluster: Cluster, shown: Credential) -> ssl.SSLContext:
+@functools.lru_cache(maxsize=64)  # loading CAs and keys takes 1 ms and 22 KB a session
+def _tls_context(insecure: bool, ca_pem: str, certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        if cluster.insecure_skip_tls_verify:
+        if insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        elif cluster.ca_pem:
-            context.load_verify_locations(cadata=cluster.ca_pem)
+        elif ca_pem:
+            context.load_verify_locations(cadata=ca_pem)
         else:
             context.load_default_certs()
     except (ssl.SSLError, ValueError):
         raise KubeconfigError("the certificate authority holds no PEM certificate") from None
-    if shown.certificate_pem:
-        _load_client_certificate(context, shown)
+    if certificate_pem:
+        _load_client_certificate(context, certificate_pem + b"\n" + key_pem)
     return context
 
 
-def _load_client_certificate(context: ssl.SSLContext, shown: Credential) -> None:
+def _load_client_certificate(context: ssl.SSLContext, pem: bytes) -> None:
     # The ssl module takes the key from a file only. A memfd never reaches a disk; elsewhere a private file must do.
     with contextlib.ExitStack() as stack:
         if hasattr(os, "memfd_create"):
@@ -1667,7 +1674,7 @@ def _load_client_certificate(context: ssl.SSLContext, shown: Credential) -> None
         else:
             file = stack.enter_context(tempfile.NamedTemporaryFile("wb"))
             path = file.name
-        file.write(shown.certificate_pem + b"\n" + shown.key_pem)
+        file.write(pem)
         file.flush()
         try:
             # A password function that fails: without one OpenSSL would ask on this process's terminal.
@@ -1787,7 +1794,7 @@ class PodExec:
         try:
             self._take_frames(output)
         except PodLost:
-            if not output:
+            if not any(output):
                 raise  # else the next call meets the same frame again
         return b"".join(output)
 
@@ -1892,7 +1899,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
         body = exc.resp_body or b""
         for line in shown.headers:
             if line.startswith("Authorization: "):
-                body = body.replace(line.rpartition(" ")[2].encode(), b"[hidden]")
+                body = body.replace(line.split(" ", 2)[2].encode(), b"[hidden]")
         raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
         raise ExecRefused(0, "the cluster did not answer the exec request in time") from None

@@ -189,7 +189,7 @@ BROKEN = [
     (kubeconfig(contexts=[]), "contexts"),
     (kubeconfig(contexts={"name": "here"}), "contexts"),
     (kubeconfig(contexts=[None, 1, "x"]), "contexts"),
-    (kubeconfig(contexts=[{"name": "here", "context": []}]), "clusters"),
+    (kubeconfig(contexts=[{"name": "here", "context": []}]), "contexts"),
     (kubeconfig(clusters=None), "clusters"),
     (kubeconfig(users=None), "users"),
     (kubeconfig(context={"cluster": "x"}), "'x'"),
@@ -229,7 +229,7 @@ BROKEN = [
     (kubeconfig(user={"password": SECRET}), "username: basic authentication"),
     (kubeconfig(user={"exec": SECRET}), "exec: must be a map"),
     (kubeconfig(user={"as": "x", "as-groups": SECRET}), "as-groups: must be a list"),
-    (kubeconfig(user={"as": "x", "as-user-extra": {"reason": SECRET}}), "as-user-extra: must be a map of lists"),
+    (kubeconfig(user={"as": "x", "as-user-extra": {"reason": SECRET}}), "as-user-extra: reason: must be a list"),
     (kubeconfig(user={"client-certificate-data": b64(SECRET)}), "certificate and key"),
     (kubeconfig(user={"client-key-data": b64(SECRET)}), "certificate and key"),
     (
@@ -368,6 +368,7 @@ def test_names_that_kubernetes_allows_pass(name: str) -> None:
 BAD_NAMES = [
     "..",
     ".",
+    "-",
     "-a",
     "a-",
     "A",
@@ -1246,7 +1247,7 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize("before", [b"", frame(b"\x01last words")], ids=["silent", "printed"])
+@pytest.mark.parametrize("before", [b"", frame(b"\x01"), frame(b"\x01last words")], ids=["silent", "empty", "printed"])
 @pytest.mark.parametrize(("data", "sentence"), [row[1:] for row in LOST], ids=[row[0] for row in LOST])
 def test_an_end_without_a_status_is_a_loss_after_what_was_printed(
     ca: trustme.CA, data: bytes, sentence: str, before: bytes
