@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test bench lint setup clean
 
 demo: setup
 	$(BIN)/python -m demo $(ARGS)
@@ -11,10 +11,14 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.9 jumpserver.py
 
 setup: $(VENV)/ready static/node_modules/ready
 

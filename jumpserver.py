@@ -406,8 +406,11 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         self._started.wait()
         try:
             super()._thread()
-        finally:  # simple-websocket sets the event before it clears ``connected``, and not on every way out
+        except Exception:
+            log.error("error session=%s\n%s", self._session.id, traceback.format_exc())
+        finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
             self.connected = False
+            self.abort()
             self._session.on_browser_end()
 
     def _deliver(self, message: str | bytes) -> None:

@@ -448,7 +448,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=lab_parent()) as folder:
         facts = machine(Path(folder))
         if facts["load"] > 0.5:
-            report.notes.append(f"other work kept this machine busy at the start (load {facts['load']}): measure again")
+            report.notes.append(
+                f"this machine was busy at the start (load {facts['load']}): measure again when it is calm"
+            )
         for name in options.sections or SECTIONS:
             report.section = name
             say(f"-- {name}")

@@ -240,7 +240,9 @@ def nothing_left() -> Iterator[None]:
         wait_until(lambda: set(threading.enumerate()) <= threads and open_files() <= files)
     except AssertionError:
         left = [thread.name for thread in set(threading.enumerate()) - threads]
-        raise AssertionError(f"left over: threads {left}, files {sorted(open_files() - files)}") from None
+        old = [thread.name for thread in threads]  # one of which may have opened what is left
+        files_left = sorted(open_files() - files)
+        raise AssertionError(f"left over: threads {left}, files {files_left}; threads before: {old}") from None
 
 
 @pytest.fixture
