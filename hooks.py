@@ -132,7 +132,7 @@ class Hooks:
             self._post(self.settings.login_url, info.as_json())
 
     def on_logout(self, info: SessionInfo) -> None:
-        """A session has ended. Called exactly once for each ``on_login``, even one that raised."""
+        """A session has ended. Called exactly once for each ``on_login``, even one that raised; not after a crash."""
         self.ledger.logout(info)
         if self.settings.logout_url:
             self._post(self.settings.logout_url, info.as_json())
@@ -225,11 +225,11 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
 
 def _cluster_file(name: object, clusters: Mapping[str, Path]) -> Path | None:
     """The kubeconfig under ``[Clusters]``: the named or the only one; None where there are none."""
-    if name is None and len(clusters) <= 1:
+    if not name and len(clusters) <= 1:
         return next(iter(clusters.values()), None)
     if isinstance(name, str) and name in clusters:
         return clusters[name]
-    raise HookError(f"a token names the cluster {name!r}, which is not under [Clusters]")
+    raise HookError(f"the cluster of a token must be one of [Clusters]; {name!r} is not under it")
 
 
 def _read_cluster(path: Path) -> str:
@@ -355,7 +355,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()  # guards the connection, and makes each method one transaction
+        self._lock = threading.Lock()  # guards the connection
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> list[str]:
@@ -398,7 +398,8 @@ class Ledger:
 
     def use_token(self, jti: str, expires_at: float) -> None:
         """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
-        self._run("DELETE FROM used_tokens WHERE expires_at < ?", time.time())
+        # One that was verified just before it expired must still be found.
+        self._run("DELETE FROM used_tokens WHERE expires_at < ?", time.time() - 3600)
         try:
             self._run("INSERT INTO used_tokens VALUES (?, ?)", jti, expires_at)
         except sqlite3.IntegrityError:

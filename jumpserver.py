@@ -15,6 +15,7 @@ import collections
 import contextlib
 import dataclasses
 import email.utils
+import errno
 import functools
 import gzip
 import hashlib
@@ -23,6 +24,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import socketserver
@@ -301,6 +303,8 @@ class End:
     notice: bool = True  # whether the terminal prints the reason, too
 
 
+BROWSER_SILENT = End("the browser no longer answers", notice=False)
+MESSAGE_TOO_BIG = End("the browser sent a message of more than 1 MiB", BAD_REQUEST)
 BROWSER_LEFT = End("the browser closed the connection", notice=False)
 SHUTTING_DOWN = End("the server is shutting down", BUSY)
 SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
@@ -367,13 +371,14 @@ class BrowserGone(Exception):
 class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     """The server's end of a browser's WebSocket, made safe for two threads.
 
-    Starts the thread ``<session id>-browser`` and calls the session's ``on_message``, ``wait_for_room`` and
-    ``on_browser_end`` on it.
+    Starts the thread ``<session id>-browser`` and calls the session's ``on_message``, ``wait_for_room`` and ``stop``
+    on it.
     """
 
     def __init__(self, sock: socket.socket, key: str, subprotocol: str, session: Session) -> None:
         """Answer the upgrade request whose Sec-WebSocket-Key is ``key``. Raises OSError."""
         self._session = session
+        self._silent = False
         self._shared = _SharedSocket(sock)
         self._started = threading.Event()
         sock.settimeout(None)
@@ -411,7 +416,17 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
             self.connected = False
             self.abort()
-            self._session.on_browser_end()
+            self._session.stop(self._why_ended())
+
+    def _why_ended(self) -> End:
+        if self.incoming_message_len > MESSAGE_LIMIT_BYTES:
+            return MESSAGE_TOO_BIG
+        return BROWSER_SILENT if self._silent else BROWSER_LEFT
+
+    def close(self, reason: int | None = None, message: str | None = None) -> None:
+        """Called by simple-websocket when a ping was not answered."""
+        self._silent = True
+        super().close(reason, message)
 
     def _deliver(self, message: str | bytes) -> None:
         self.pong_received = True  # a message proves life as well; after a wait the pong may be unread yet
@@ -453,7 +468,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
 
 FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
-OPEN_TIMEOUT_SECONDS = 10.0
+OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 HANG_UP_TIMEOUT_SECONDS = 5.0
 WHY_TIMEOUT_SECONDS = 3.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
@@ -479,9 +494,8 @@ class BrowserInput:
             if self._closed:
                 return
             self._items.append(item)
-            if isinstance(item, bytes):
-                self._bytes += len(item)
-            else:
+            self._bytes += _cost(item)
+            if not isinstance(item, bytes):
                 self._size = item
             self._changed.notify_all()
 
@@ -497,17 +511,17 @@ class BrowserInput:
             if self._closed:
                 return None
             item = self._items.popleft()
-            if isinstance(item, bytes):
-                self._bytes -= len(item)
+            self._bytes -= _cost(item)
             self._changed.notify_all()
             return item
 
     def first_size(self, timeout: float) -> tuple[int, int] | None:
-        """Take the first size that comes within ``timeout`` seconds."""
+        """Take the size that comes within ``timeout`` seconds; of several at once the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._size is not None, timeout)
             if self._size is not None:
-                self._items.remove(self._size)
+                self._items = collections.deque(item for item in self._items if isinstance(item, bytes))
+                self._bytes = sum(map(_cost, self._items))
             return self._size
 
     def pause(self, paused: bool) -> None:
@@ -532,6 +546,11 @@ class BrowserInput:
 
     def _full(self) -> bool:
         return self._bytes > INPUT_LIMIT_BYTES
+
+
+def _cost(item: bytes | tuple[int, int]) -> int:
+    """What an item takes of INPUT_LIMIT_BYTES, the object itself included."""
+    return 64 + (len(item) if isinstance(item, bytes) else 0)
 
 
 class Session:
@@ -749,6 +768,8 @@ class Session:
         )
         try:
             self._hooks.on_logout(info)
+        except Denied as exc:  # nobody is left to be refused: the platform did not take the news
+            log_event("error", session=self.id, hook="on_logout", error=printable(str(exc)))
         except Exception as exc:
             hook_failure(exc, "on_logout", self.id)
 
@@ -796,10 +817,6 @@ class Session:
         """Block while the pod takes no input, ``timeout`` seconds at most. Returns whether more may come."""
         return self._input.wait_for_room(timeout)
 
-    def on_browser_end(self) -> None:
-        """The browser's connection has ended."""
-        self.stop(BROWSER_LEFT)
-
     # Any thread.
 
     def stop(self, end: End) -> End:
@@ -807,7 +824,8 @@ class Session:
 
         Wakes: the output thread in ``pod.read`` and the input thread in ``pod.write`` (the pod's connection is
         dropped); waits for input, for room and for the end of a pause (BrowserInput.close). Not woken, but limited:
-        opening the pod (10 s), hooks (5 s a call to the platform), sending to the browser (30 s; abort() wakes it).
+        opening the pod (15 s), its hang-up (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
+        abort() wakes it).
         """
         with self._lock:
             if self._end is not None:
@@ -1017,7 +1035,7 @@ class _HeadReader(socket.SocketIO):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request on its connection's own thread, then closes the connection."""
 
-    ROUTES: ClassVar[Mapping[str, str]] = {"/ssh": "_ssh", "/records/play": "_play"}
+    ROUTES: ClassVar[Mapping[str, str]] = {"/ssh": "_ssh", "/records/play": "_play", "/healthz": "_healthz"}
 
     server: JumpServer
     protocol_version = "HTTP/1.1"
@@ -1098,6 +1116,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         forwarded = self.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
         return printable(forwarded) if forwarded and peer in self.server.config.Server.trusted_proxies else peer
 
+    def _healthz(self, query: Mapping[str, str]) -> None:
+        self._answer(200, "alive")
+
     # /ssh
 
     def _ssh(self, query: Mapping[str, str]) -> None:
@@ -1159,7 +1180,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _play(self, query: Mapping[str, str]) -> None:
         filename = query.get("filename", "")
-        if not self._authorized("play", filename, query):
+        user = self._authorized("play", filename, query)
+        if user is None:
             return
         try:
             path = find_recording(self.server.config.record_path, filename)
@@ -1168,27 +1190,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, "not found")
             return
         with file:
+            log_event("play", user=user, file=path, remote=self._remote_addr())
             self._send_recording(file)
 
-    def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> bool:
-        """Ask the hook, unless recordings are public; answer the request when it says no."""
+    def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
+        """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
         if self.server.config.Record.public:
-            log_event(action, user="", file=filename, remote=self._remote_addr())
-            return True
+            return ""
         scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
         token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
         if not token:
             self._answer(401, "a token is needed: open the recording from the platform")
-            return False
+            return None
         try:
-            user = self.server.hooks.authorize(token, action, filename)
+            return self.server.hooks.authorize(token, action, filename)
         except Exception as exc:
             end = hook_failure(exc, "authorize", "-", token)
             log_event("refusal", action=action, file=filename, remote=self._remote_addr(), reason=end.reason)
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
-            return False
-        log_event(action, user=user, file=filename, remote=self._remote_addr())
-        return True
+            return None
 
     def _send_recording(self, file: BinaryIO) -> None:
         size = playable_size(file)
@@ -1311,6 +1331,15 @@ class JumpServer(http.server.ThreadingHTTPServer):
         else:
             super().process_request(request, client_address)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):  # the connection stays pending: do not spin on it
+                log_event("error", error="no file descriptor is left for a new connection")
+                time.sleep(1.0)
+            raise
+
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
         with self._changed:
@@ -1393,22 +1422,37 @@ def serve(config: Config, hooks: Hooks, file: Path) -> int:
     # Freeing one large untouched block makes glibc keep freed memory instead of giving each piece of output back to
     # the kernel at once. Measured: 1.8 times the throughput.
     bytes(8 << 20)
+    raise_descriptor_limit(6 * config.Server.max_sessions + 500)
     try:
         server = JumpServer(config, hooks)
     except OSError as exc:
         raise ConfigError(f"{file}: listen in [Server]: {config.Server.listen}: {exc.strerror}") from exc
-    # Blocked and waited for: a handler might not wake a main thread that waits for a lock. Threads inherit the mask.
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        server.start()
-        signal.sigwait(signals)
-    finally:
-        for number in signals:  # a second signal ends the process at once
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        server.stop()
+    # A handler alone might not wake a main thread that waits for a lock; a byte on a socket always does.
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    with woken, waker:
+        try:
+            server.start()
+            woken.recv(1)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):  # a second signal ends the process at once
+                signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            server.stop()
     return 0
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """A session needs four descriptors, and two more while it opens; 1,024 is a common limit. Does what it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

@@ -1315,14 +1315,15 @@ _plugin_lock = threading.Lock()  # guards the dictionary, not the programs
 _plugin_answers: dict[Plugin, _PluginAnswer] = {}
 
 
-def credential(user: User, *, fresh: bool = False) -> Credential:
+def credential(user: User, deadline: float, *, fresh: bool = False) -> Credential:
     """What to show the cluster now. Reads a token file each time; runs a plugin when its last answer has expired.
 
-    Blocks for the plugin, 15 s at most. ``fresh`` runs it in any case. Raises KubeconfigError.
+    Blocks for the plugin, until the monotonic time ``deadline`` and 15 s at most. ``fresh`` runs it in any case. Raises
+    KubeconfigError.
     """
     certificate, key, token = user.certificate_pem, user.key_pem, _token(user)
     if user.plugin and not token and not user.basic:
-        answer = _ask_plugin(user.plugin, fresh)
+        answer = _ask_plugin(user.plugin, fresh, deadline)
         token = answer.token
         certificate, key = answer.certificate_pem or certificate, answer.key_pem or key
     headers: tuple[str, ...] = ()
@@ -1348,11 +1349,13 @@ def _token(user: User) -> str:
     return token or user.token
 
 
-def _ask_plugin(plugin: Plugin, fresh: bool) -> _PluginAnswer:
+def _ask_plugin(plugin: Plugin, fresh: bool, deadline: float) -> _PluginAnswer:
     with _plugin_lock:
         answer = None if fresh else _plugin_answers.get(plugin)
     if answer is None or answer.expires_at - _EXPIRY_MARGIN_SECONDS < time.time():
-        answer = _read_plugin_answer(plugin, _run_plugin(plugin))
+        answer = _read_plugin_answer(
+            plugin, _run_plugin(plugin, min(PLUGIN_TIMEOUT_SECONDS, deadline - time.monotonic()))
+        )
         with _plugin_lock:
             _plugin_answers.pop(plugin, None)
             _plugin_answers[plugin] = answer
@@ -1361,7 +1364,7 @@ def _ask_plugin(plugin: Plugin, fresh: bool) -> _PluginAnswer:
     return answer
 
 
-def _run_plugin(plugin: Plugin) -> bytes:
+def _run_plugin(plugin: Plugin, timeout: float) -> bytes:
     """Run the program; what it says on stderr goes to this server's. Raises KubeconfigError."""
     name = printable(plugin.command)
     hint = f"; {printable(plugin.install_hint)}" if plugin.install_hint else ""
@@ -1382,10 +1385,9 @@ def _run_plugin(plugin: Plugin) -> bytes:
         raise KubeconfigError(f"the credential plugin {name} cannot be run{hint}") from None
     with process:
         try:
-            output, _ = process.communicate(timeout=PLUGIN_TIMEOUT_SECONDS)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            limit = f"{PLUGIN_TIMEOUT_SECONDS:g} s"
-            raise KubeconfigError(f"the credential plugin {name} took more than {limit}") from None
+            raise KubeconfigError(f"the credential plugin {name} did not answer in time") from None
         finally:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -1414,7 +1416,7 @@ def _read_plugin_answer(plugin: Plugin, output: bytes) -> _PluginAnswer:
 
 def _rfc3339(text: str) -> float:
     """Unix seconds; ValueError for what is no time with a zone."""
-    moment = datetime.datetime.fromisoformat(re.sub(r"(\.\d+)?Z$", "+00:00", text))
+    moment = datetime.datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
     if moment.tzinfo is None:
         raise ValueError("no zone")
     return moment.timestamp()
@@ -1538,7 +1540,8 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
         raise ExecRefused(0, f"this server may not connect to {printable(cluster.host)} (see allow_servers)")
     secure = proxy.scheme == "https"
     host = proxy.hostname or ""
-    sock = _connect(host, proxy.port or (443 if secure else 80), cluster.allow_servers, deadline)
+    allowed = cluster.allow_servers if cluster.proxy_url else ()  # the environment's proxy is the operator's own
+    sock = _connect(host, proxy.port or (443 if secure else 80), allowed, deadline)
     try:
         if secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
@@ -1740,20 +1743,21 @@ class PodExec:
 
     @classmethod
     def open(cls, target: Target, command: Sequence[str], *, timeout: float, tty: bool = True) -> PodExec:
-        """Start ``command`` in the container. Blocks for ``timeout`` seconds at most, and for a credential plugin.
+        """Start ``command`` in the container. Blocks for ``timeout`` seconds at most, a credential plugin included.
 
         Returns once the cluster has accepted the request; whether the program exists shows in ``exit``. Raises
-        ExecRefused or KubeconfigError.
+        ExecRefused, KubeconfigError, or PodLost when it is not known whether the program runs.
         """
+        deadline = time.monotonic() + timeout
         user = target.cluster.user
         path = exec_path(target, command, tty=tty)
         try:
-            return cls(*_upgrade(target.cluster, credential(user), path, time.monotonic() + timeout))
+            return cls(*_upgrade(target.cluster, credential(user, deadline), path, deadline))
         except ExecRefused as exc:
             if exc.status != 401 or user.plugin is None:
                 raise
-        shown = credential(user, fresh=True)  # the plugin's last answer was revoked before its time
-        return cls(*_upgrade(target.cluster, shown, path, time.monotonic() + timeout))
+        shown = credential(user, deadline, fresh=True)  # the plugin's last answer was revoked before its time
+        return cls(*_upgrade(target.cluster, shown, path, deadline))
 
     def started(self, timeout: float) -> bool:
         """Wait until the program printed something or ended, ``timeout`` seconds at most. Reader thread, before read.
@@ -1884,6 +1888,7 @@ def _upgrade(cluster: Cluster, shown: Credential, path: str, deadline: float) ->
 
 
 def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str) -> websocket.WebSocket:
+    """Raises ExecRefused for a refusal, PodLost for an answer that does not say whether the program runs."""
     try:
         sock: websocket.WebSocket = websocket.create_connection(
             f"wss://{_bracketed(cluster.host)}:{cluster.port}{path}",
@@ -1902,9 +1907,9 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
                 body = body.replace(line.split(" ", 2)[2].encode(), b"[hidden]")
         raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
-        raise ExecRefused(0, "the cluster did not answer the exec request in time") from None
+        raise PodLost("the cluster did not answer the exec request in time") from None  # the program may run
     except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError):
-        raise ExecRefused(0, "the cluster's answer to the exec request is not a WebSocket's") from None
+        raise PodLost("the cluster's answer to the exec request is not a WebSocket's") from None
     status = sock.getstatus()  # type: ignore[no-untyped-call]
     if status != 101:
         raise ExecRefused(status or 0, "the cluster answered the exec request with a redirect, which is refused")
@@ -1914,6 +1919,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
 # -- a shell, from its start to its hang-up --------------------------------------------------------------------------
 
 _ASK_AGAIN_SECONDS = 0.4
+_UNSURE_SECONDS = 5.0  # for ending a shell of which only the start was heard
 _START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
 
 
@@ -1930,27 +1936,28 @@ def open_shell(
 ) -> Shell:
     """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
 
-    The terminal has its ``size`` (columns, rows) before the first prompt. Blocks for ``timeout`` seconds at most for
-    each of the programs that are tried. Raises ExecError with a sentence.
+    The terminal has its ``size`` (columns, rows) before the first prompt. Blocks for ``timeout`` seconds at most, and
+    2 s for a silent shell. Raises ExecError with a sentence.
     """
+    deadline = time.monotonic() + timeout
     for program in SHELLS:
         script = [program, "-c", _START, session_id, directory, program, *map(str, size), *command]
         try:
-            pod = _try_program(target, script, size, timeout)
+            pod = _try_program(target, script, size, deadline)
         except PodLost:  # it may run all the same
-            hang_up(target, session_id, program, timeout=timeout)
+            hang_up(target, session_id, program, timeout=_UNSURE_SECONDS)
             raise
         if pod is not None:
             return Shell(pod, program)
-    pod = _try_program(target, command, size, timeout) if command and not directory else None
+    pod = _try_program(target, command, size, deadline) if command and not directory else None
     if pod is None:
         tried = ", ".join(SHELLS) if not command else command[0]
         raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {tried})")
     return Shell(pod, "")
 
 
-def _try_program(target: Target, command: Sequence[str], size: tuple[int, int], timeout: float) -> PodExec | None:
-    pod = PodExec.open(target, command, timeout=timeout)
+def _try_program(target: Target, command: Sequence[str], size: tuple[int, int], deadline: float) -> PodExec | None:
+    pod = PodExec.open(target, command, timeout=max(0.1, deadline - time.monotonic()))
     try:
         with contextlib.suppress(PodLost):  # the end, if it is one, is read below, with its status
             pod.resize(*size)
@@ -1970,16 +1977,16 @@ def hang_up(target: Target, session_id: str, program: str, *, timeout: float) ->
     None when it could not be done: the container is gone, or has no ``tr``, ``grep`` or shell. Blocks.
     """
     deadline = time.monotonic() + timeout
+    command = [program, "-c", _HANG_UP, session_id]
     while program:
         try:
-            pod = PodExec.open(target, [program, "-c", _HANG_UP, session_id], timeout=timeout, tty=False)
+            pod = PodExec.open(target, command, timeout=max(0.1, deadline - time.monotonic()), tty=False)
             return _told(pod, deadline)
-        except ExecRefused as exc:
-            if exc.status != 0 or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
+        except ExecError as exc:
+            unreachable = isinstance(exc, PodLost) or (isinstance(exc, ExecRefused) and exc.status == 0)
+            if not unreachable or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
                 return None
             time.sleep(_ASK_AGAIN_SECONDS)  # an API server that restarts will be back
-        except ExecError:
-            return None
     return None
 
 
@@ -2003,7 +2010,7 @@ def why_lost(target: Target, since: float, *, timeout: float) -> str:
     """Ask the cluster what became of the pod since then (Unix seconds). A sentence, or "" when nothing is known.
 
     Asks again while the pod looks well: the API server learns of an end a second or so after it. Needs ``get`` on
-    ``pods``. Blocks for ``timeout`` seconds at most, and for a credential plugin.
+    ``pods``. Blocks for ``timeout`` seconds at most.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -2016,7 +2023,7 @@ def why_lost(target: Target, since: float, *, timeout: float) -> str:
 def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
     """One question: the sentence, and whether it is of no use to ask again."""
     try:
-        shown = credential(target.cluster.user)
+        shown = credential(target.cluster.user, deadline)
         with dial(target.cluster, shown, deadline) as tls:
             tls.settimeout(max(0.001, deadline - time.monotonic()))
             host = f"{_bracketed(target.cluster.host)}:{target.cluster.port}"

@@ -881,9 +881,12 @@ class Owner:
 
     id = "test"
 
-    def __init__(self, on_message: Callable[[str | bytes], None], on_browser_end: Callable[[], None]) -> None:
+    def __init__(self, on_message: Callable[[str | bytes], None], ended: threading.Event) -> None:
         self.on_message = on_message
-        self.on_browser_end = on_browser_end
+        self.ended = ended
+
+    def stop(self, end: jumpserver.End) -> None:
+        self.ended.set()
 
     def wait_for_room(self, timeout: float) -> bool:
         return True
@@ -895,7 +898,7 @@ def browser_socket(
 ) -> Iterator[tuple[jumpserver.BrowserSocket, websocket.WebSocket, threading.Event]]:
     """Both ends of one WebSocket, and the event that the server's end calls on_end."""
     ended = threading.Event()
-    owner = Owner(on_message, ended.set)
+    owner = Owner(on_message, ended)
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
         connecting = pool.submit(websocket.create_connection, url, 10, **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import secrets
 import sys
@@ -68,13 +69,12 @@ def record_sample(links: Links) -> None:
             pass
 
 
-def run(links: Links, kubeconfig: str, folder: Path, port: int) -> None:
+def run(links: Links, kubeconfig: Path, folder: Path, port: int) -> None:
     """Serve until Ctrl-C."""
-    (folder / "kubeconfig").write_text(kubeconfig)
     file = folder / "jumpserver.toml"
     file.write_text(
         f'[Server]\nlisten = "127.0.0.1:{port}"\n[Record]\npath = "records"\n'
-        f'[Token]\nsecret = "{links.secret}"\n[Clusters]\ndemo = "kubeconfig"\n'
+        f'[Token]\nsecret = "{links.secret}"\n[Clusters]\ndemo = {json.dumps(str(kubeconfig.absolute()))}\n'
     )
     config = jumpserver.load_config(file)
     jumpserver.check_record_path(config, file)
@@ -103,13 +103,15 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     links = Links(secrets.token_hex(32), options.namespace, options.pod, options.container)
+    kubeconfig: Path
     try:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jumpserver-demo-")))
             if options.kubeconfig:
-                kubeconfig = options.kubeconfig.read_text()
+                kubeconfig = options.kubeconfig
             else:
-                kubeconfig = stack.enter_context(StandIn()).kubeconfig()
+                kubeconfig = folder / "kubeconfig"
+                kubeconfig.write_text(stack.enter_context(StandIn()).kubeconfig())
             run(links, kubeconfig, folder, options.port)
         return 0
     except (OSError, jumpserver.ConfigError) as exc:

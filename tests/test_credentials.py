@@ -109,11 +109,11 @@ def test_a_token_file_without_a_token_gives_the_token_beside_it(tmp_path: Path, 
     if content is not None:
         (tmp_path / "token").write_text(content)
     text = kubeconfig(None, {"tokenFile": "token", "token": "beside"})
-    shown = credential(load_kubeconfig(text, trust=Trust(folder=tmp_path)).user)
+    shown = credential(load_kubeconfig(text, trust=Trust(folder=tmp_path)).user, time.monotonic() + 15)
     assert shown.headers == ("Authorization: Bearer beside",)
     alone = load_kubeconfig(kubeconfig(None, {"tokenFile": "token"}), trust=Trust(folder=tmp_path)).user
     with pytest.raises(KubeconfigError, match="tokenFile holds no token"):
-        credential(alone)
+        credential(alone, time.monotonic() + 15)
 
 
 def test_basic_authentication_is_accepted(cluster: StandIn) -> None:
@@ -310,7 +310,7 @@ def test_a_plugin_that_fails_is_named_without_what_it_printed(
     program.write(script)
     user = program.user(installHint="get it from the intranet")
     with pytest.raises(KubeconfigError) as caught:
-        credential(load_kubeconfig(kubeconfig(None, user), trust=program.trust).user)
+        credential(load_kubeconfig(kubeconfig(None, user), trust=program.trust).user, time.monotonic() + 15)
     assert sentence in str(caught.value)
     assert str(program.path) in str(caught.value)
     assert SECRET not in str(caught.value)
@@ -320,7 +320,7 @@ def test_a_plugin_that_is_not_installed_is_told_with_its_hint(tmp_path: Path) ->
     user = {"exec": {"apiVersion": f"{API}v1", "command": "no-such-plugin", "installHint": "ask\nIT"}}
     loaded = load_kubeconfig(kubeconfig(None, user), trust=Trust(allow_exec=("no-such-plugin",)))
     with pytest.raises(KubeconfigError, match=r"no-such-plugin is not installed on the jumpserver; ask IT"):
-        credential(loaded.user)
+        credential(loaded.user, time.monotonic() + 15)
 
 
 def test_a_plugin_that_hangs_is_ended_with_its_children(
@@ -329,8 +329,8 @@ def test_a_plugin_that_hangs_is_ended_with_its_children(
     monkeypatch.setattr(k8s_exec, "PLUGIN_TIMEOUT_SECONDS", 0.3)
     pids = program.folder / "pids"
     program.write(f"sleep 1000 & echo $! $$ >{pids}; wait")
-    with pytest.raises(KubeconfigError, match=r"took more than 0\.3 s"):
-        credential(load_kubeconfig(kubeconfig(None, program.user()), trust=program.trust).user)
+    with pytest.raises(KubeconfigError, match="did not answer in time"):
+        credential(load_kubeconfig(kubeconfig(None, program.user()), trust=program.trust).user, time.monotonic() + 15)
     try:
         wait_until(lambda: not [pid for pid in pids.read_text().split() if is_alive(pid)], "their end", 2.0)
     finally:
@@ -421,7 +421,7 @@ def test_files_are_read_in_allowed_folders_only(tmp_path: Path) -> None:
     trust = Trust(allow_files=(allowed,))
     for name in ("token", "deep/token", "deep/../token", "inner"):
         user = load_kubeconfig(kubeconfig(None, {"tokenFile": f"{allowed}/{name}"}), trust=trust).user
-        assert credential(user).headers == ("Authorization: Bearer good",)
+        assert credential(user, time.monotonic() + 15).headers == ("Authorization: Bearer good",)
     refused = [f"{allowed}/link", f"{allowed}/../outside/token", f"{outside}/token", f"{tmp_path}/allowed-not"]
     for path in [*refused, f"{allowed}/none", str(allowed), "token", "/etc/passwd", "/dev/zero", "\0", "/" * 5000]:
         for key in ("tokenFile", "client-certificate", "client-key"):
@@ -463,7 +463,7 @@ def test_no_secret_shows_in_repr_and_errors(cluster: StandIn, program: PluginPro
         loaded = load_kubeconfig(
             kubeconfig(cluster, user, **{"proxy-url": f"http://u:{SECRET}@127.0.0.1:1"}), trust=program.trust
         )
-        shown = credential(loaded.user)
+        shown = credential(loaded.user, time.monotonic() + 15)
         with pytest.raises(ExecRefused) as caught:
             PodExec.open(Target(loaded, "default", "demo"), ["true"], timeout=5)
         for text in (repr(loaded), repr(loaded.user), repr(shown), repr(loaded.user.plugin), str(caught.value)):

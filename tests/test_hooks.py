@@ -771,13 +771,20 @@ def test_a_closed_ledger_takes_nothing(make: MakeHooks) -> None:
         own.on_login(INFO)
 
 
-def test_spent_tokens_are_forgotten_once_they_have_expired(make: MakeHooks) -> None:
+def test_spent_tokens_are_forgotten_an_hour_after_they_have_expired(make: MakeHooks) -> None:
     own = make()
-    own.ledger.use_token("old", time.time() - 1)
+    own.ledger.use_token("old", time.time() - 3601)
     own.ledger.use_token("new", time.time() + 60)
     own.ledger.use_token("newer", time.time() + 60)
     with contextlib.closing(sqlite3.connect(own.settings.db)) as connection:
         assert sorted(connection.execute("SELECT jti FROM used_tokens")) == [("new",), ("newer",)]
+
+
+def test_a_token_that_expires_between_check_and_use_is_not_spent_twice(make: MakeHooks) -> None:
+    own = make()
+    own.ledger.use_token("late", time.time() - 0.1)
+    with pytest.raises(Denied, match="already used"):
+        own.ledger.use_token("late", time.time() - 0.1)
 
 
 # -- operators' hooks -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ server {
     }
 }
 """
-SHIPPED = (REPOSITORY / "deploy" / "nginx.conf").read_text()
+SHIPPED = (REPOSITORY / "deploy" / "nginx.conf").read_text().replace("/var/log/nginx/error.log", "stderr")
 
 
 def free_port() -> int:
