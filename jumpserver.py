@@ -601,6 +601,9 @@ class Session:
             pod = self._open_pod(size)
             self._relay_output(pod, recorder, browser)
         except BrowserGone:
+            if self._browser is not None:  # its thread knows best why, and may be about to say so
+                self._browser.abort()
+                self._browser.thread.join(CLOSE_TIMEOUT_SECONDS)
             self.stop(BROWSER_LEFT)
         except RecordError as exc:
             self._recording_failed(exc)

@@ -1126,3 +1126,46 @@ def test_logs_hold_no_token_no_query_and_no_kubeconfig(
     written = caplog.text + "".join(capfd.readouterr())
     assert [secret for secret in secrets if secret in written] == []
     assert os.fspath(newest(server)) in caplog.text
+
+
+# -- what waits for the pod, and other ends ---------------------------------------------------------------------------
+
+
+def test_of_several_early_sizes_the_last_one_counts() -> None:
+    waiting = jumpserver.BrowserInput()
+    for item in ((80, 24), b"ls", (200, 50)):
+        waiting.put(item)
+    assert waiting.first_size(0) == (200, 50)
+    assert waiting.get() == b"ls"
+
+
+def test_sizes_that_the_pod_does_not_take_fill_the_input_too() -> None:
+    waiting = jumpserver.BrowserInput()
+    for number in range(jumpserver.INPUT_LIMIT_BYTES // 64 + 1):
+        waiting.put((80, 1 + number % 2))
+    assert not waiting.wait_for_room(0)
+    waiting.get()
+    assert waiting.wait_for_room(0)
+
+
+def test_a_message_over_1_mib_is_named_in_the_ledger(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        terminal.wait_for_event("session")
+        terminal.send(type="input", input="x" * MIB)
+        terminal.wait_end()
+    wait_until(lambda: last_row(server)["logout_at"])
+    assert last_row(server)["reason"] == "the browser sent a message of more than 1 MiB"
+
+
+def test_the_liveness_probe_is_answered(server: RunningServer) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(server.port) as sock:
+        sock.sendall(head)
+        assert read_until(sock).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_server_raises_its_own_limit_of_descriptors(tmp_path: Path, cluster: StandIn) -> None:
+    with Program(tmp_path, cluster) as program:
+        limits = Path(f"/proc/{program.process.pid}/limits").read_text()
+        soft, hard = map(int, re.findall(r"Max open files +(\d+) +(\d+)", limits)[0])
+        assert soft == hard or soft >= 6 * program.config.Server.max_sessions
