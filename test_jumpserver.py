@@ -724,7 +724,7 @@ def test_no_recording_no_session(tmp_path: Path, cluster: StandIn, caplog: pytes
 def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: Path, cluster: StandIn) -> None:
     with Program(tmp_path, cluster) as program:
         with program.connect() as terminal, program.connect() as bystander:
-            terminal.wait_for_event("session")
+            session = terminal.wait_for_event("session")["id"]
             bystander.wait_for_event("session")
             resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (MIB, MIB))
             terminal.type("yes\n")
@@ -734,7 +734,7 @@ def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: 
             cluster.wait_until(lambda: len(cluster.shells()) == 1)
             end_shell(bystander)
         wait_until(lambda: all(row["logout_at"] for row in program.rows()))
-        row = program.rows()[0]
+        (row,) = [row for row in program.rows() if row["session_id"] == session]
         recorded = recorded_output(Path(row["filename"]))
         assert row["reason"] == reason and 0 < len(recorded) <= MIB
         shown = terminal.output[: -len(f"\r\n[jumpserver] {reason}\r\n")]
