@@ -470,7 +470,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 HANG_UP_TIMEOUT_SECONDS = 5.0
-WHY_TIMEOUT_SECONDS = 3.0
+WHY_TIMEOUT_SECONDS = 2.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
 
 

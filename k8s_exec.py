@@ -1919,6 +1919,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
 # -- a shell, from its start to its hang-up --------------------------------------------------------------------------
 
 _ASK_AGAIN_SECONDS = 0.4
+_ANSWER_SECONDS = 3.0  # for one question after a pod
 _UNSURE_SECONDS = 5.0  # for ending a shell of which only the start was heard
 _START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
 
@@ -2010,11 +2011,11 @@ def why_lost(target: Target, since: float, *, timeout: float) -> str:
     """Ask the cluster what became of the pod since then (Unix seconds). A sentence, or "" when nothing is known.
 
     Asks again while the pod looks well: the API server learns of an end a second or so after it. Needs ``get`` on
-    ``pods``. Blocks for ``timeout`` seconds at most.
+    ``pods``. Blocks for ``timeout`` seconds, and 3 s more when the last answer is slow.
     """
     deadline = time.monotonic() + timeout
     while True:
-        said, final = _ask_why(target, since, deadline)
+        said, final = _ask_why(target, since, time.monotonic() + _ANSWER_SECONDS)
         if said or final or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
             return said
         time.sleep(_ASK_AGAIN_SECONDS)
