@@ -3,8 +3,8 @@
 
 Owns everything that a browser sees. Asks hooks who may, k8s_exec for the pod, recorder to write down what was seen.
 
-Threads of a session: ``<id>-output`` (the connection's own: pod to recording to browser), ``<id>-browser``
-(simple-websocket's: reads what the browser sends) and ``<id>-input`` (passes it to the pod).
+Threads of a session: ``<id>-output`` (the connection's own: pod to recording to browser) and ``<id>-browser``
+(simple-websocket's: browser to pod); once the pod has not taken something at once, ``<id>-input`` for what must wait.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
 import simple_websocket
 from wsproto.events import CloseConnection, Ping
@@ -472,39 +472,72 @@ OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 HANG_UP_TIMEOUT_SECONDS = 5.0
 WHY_TIMEOUT_SECONDS = 2.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
+SMALL_INPUT_BYTES = 4096  # what a socket that can be written takes without blocking
+
+
+Item = Union[bytes, tuple[int, int]]  # what was typed, or a size as (columns, rows)
 
 
 class BrowserInput:
     """What the browser sent and the pod has not taken yet, in order; and whether the browser wants a pause.
 
-    The browser's thread puts, the input thread gets, the output thread waits for the end of a pause.
+    The browser's thread puts. It passes an item on itself as long as the pod takes each at once: that saves a switch
+    of threads (measured: 12 % of an echo) and a thread (20 KB). What has to wait is queued, and from then on all that
+    follows it; the input thread gets it. The output thread waits for the end of a pause.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()  # guards all below
-        self._items: collections.deque[bytes | tuple[int, int]] = collections.deque()
+        self._items: collections.deque[Item] = collections.deque()
+        self._pass_on: Callable[[Item], bool] | None = None  # where items go, until one has to wait
         self._size: tuple[int, int] | None = None
         self._bytes = 0
         self._paused = False
         self._closed = False
 
-    def put(self, item: bytes | tuple[int, int]) -> None:
-        """Add keys or a size; dropped when closed."""
-        with self._changed:
-            if self._closed:
+    def put(self, item: Item) -> None:
+        """Pass keys or a size on, or queue it; dropped when closed. The browser's thread only."""
+        while True:
+            with self._changed:
+                pass_on = self._pass_on
+                if self._closed:
+                    return
+                if pass_on is None:
+                    self._queue(item)
+                    return
+            if pass_on(item):
                 return
-            self._items.append(item)
-            self._bytes += _cost(item)
-            if not isinstance(item, bytes):
-                self._size = item
-            self._changed.notify_all()
+            with self._changed:
+                self._pass_on = None
+
+    def _queue(self, item: Item) -> None:
+        self._items.append(item)
+        self._bytes += _cost(item)
+        if not isinstance(item, bytes):
+            self._size = item
+        self._changed.notify_all()
+
+    def attach(self, pass_on: Callable[[Item], bool]) -> None:
+        """Pass on what is queued, and from now on what is put.
+
+        ``pass_on`` returns False for an item that has to wait, when the input thread runs to get it.
+        """
+        while True:
+            with self._changed:
+                if not self._items:
+                    self._pass_on = pass_on
+                    return
+                item = self._items[0]
+            if not pass_on(item):
+                return
+            self.get()
 
     def wait_for_room(self, timeout: float) -> bool:
         """Block while there is too much, ``timeout`` seconds at most. Returns whether there is room."""
         with self._changed:
             return self._changed.wait_for(lambda: self._closed or not self._full(), timeout)
 
-    def get(self) -> bytes | tuple[int, int] | None:
+    def get(self) -> Item | None:
         """The next item. Blocks for it; None when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._items))
@@ -542,13 +575,14 @@ class BrowserInput:
         """Wake every thread, for good."""
         with self._changed:
             self._closed = True
+            self._items.clear()
             self._changed.notify_all()
 
     def _full(self) -> bool:
         return self._bytes > INPUT_LIMIT_BYTES
 
 
-def _cost(item: bytes | tuple[int, int]) -> int:
+def _cost(item: Item) -> int:
     """What an item takes of INPUT_LIMIT_BYTES, the object itself included."""
     return 64 + (len(item) if isinstance(item, bytes) else 0)
 
@@ -571,6 +605,7 @@ class Session:
         self._target: Target | None = None
         self._hang_up_program = ""
         self._browser: BrowserSocket | None = None
+        self._input_thread: threading.Thread | None = None
         self._recorder: Recorder | None = None
         self._info: SessionInfo | None = None
         self._bytes_out = 0
@@ -667,8 +702,7 @@ class Session:
         )
         if auth.message:
             self._show(browser, recorder, f"{printable(auth.message)}\r\n")
-        thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=f"{self.id}-input", daemon=True)
-        thread.start()
+        self._input.attach(functools.partial(self._pass_on, pod, recorder))
         try:
             while True:
                 output = pod.read()
@@ -683,10 +717,6 @@ class Session:
                 self.stop(self._exit_end(pod.exit))
         except PodLost as exc:
             self.stop(End(self._why_lost() or str(exc), CLUSTER))
-        finally:
-            self._input.close()
-            pod.abort()
-            thread.join()
 
     def _show(self, browser: BrowserSocket, recorder: Recorder, text: str) -> None:
         """Print a line of the server's own: recorded first, as all that is shown."""
@@ -721,6 +751,8 @@ class Session:
         """Free the connection; end what a session without an exit status left in the pod."""
         if self._pod is None or self._target is None:
             return
+        if self._input_thread is not None:
+            self._input_thread.join()
         self._pod.close()
         if self._pod.exit is None:
             timeout = HANG_UP_TIMEOUT_SECONDS
@@ -781,20 +813,34 @@ class Session:
         pod = f"{auth.namespace}/{auth.pod_name}/{auth.container_name}".rstrip("/")
         return {"session": self.id, "user": auth.user, "pod": pod}
 
-    # The input thread.
+    # The browser's thread, or the input thread.
+
+    def _pass_on(self, pod: PodExec, recorder: Recorder, item: Item) -> bool:
+        """Pass an item on if that cannot block. False: the input thread has been started, to get it from the queue."""
+        if pod.ready() and _cost(item) <= SMALL_INPUT_BYTES:
+            self._write(pod, recorder, item)
+            return True
+        name = f"{self.id}-input"
+        self._input_thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=name, daemon=True)
+        self._input_thread.start()
+        return False
 
     def _relay_input(self, pod: PodExec, recorder: Recorder) -> None:
+        while True:
+            item = self._input.get()
+            if item is None:
+                return
+            self._write(pod, recorder, item)
+
+    def _write(self, pod: PodExec, recorder: Recorder, item: Item) -> None:
+        """Blocks while the pod takes nothing. A failure ends the session."""
         try:
-            while True:
-                item = self._input.get()
-                if item is None:
-                    return
-                if isinstance(item, bytes):
-                    self._bytes_in += len(item)
-                    pod.write(item)
-                else:
-                    recorder.resize(*item)
-                    pod.resize(*item)
+            if isinstance(item, bytes):
+                self._bytes_in += len(item)
+                pod.write(item)
+            else:
+                recorder.resize(*item)
+                pod.resize(*item)
         except PodLost:
             pass  # the output thread meets the same end, and may have an exit status for it
         except RecordError as exc:
@@ -825,10 +871,9 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read`` and the input thread in ``pod.write`` (the pod's connection is
-        dropped); waits for input, for room and for the end of a pause (BrowserInput.close). Not woken, but limited:
-        opening the pod (15 s), its hang-up (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
-        abort() wakes it).
+        Wakes: every thread in ``pod.read`` and ``pod.write`` (the pod's connection is dropped); waits for input, for
+        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s), its
+        hang-up (5 s), hooks (5 s a call to the platform), sending to the browser (30 s; abort() wakes it).
         """
         with self._lock:
             if self._end is not None:
@@ -856,7 +901,7 @@ class Session:
         self.stop(SERVER_FAULT)
 
 
-def parse_message(message: str | bytes) -> bytes | tuple[int, int] | bool | None:
+def parse_message(message: str | bytes) -> Item | bool | None:
     """A browser's message: keys, a size as (columns, rows), a pause as bool; None for what can be ignored.
 
     Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
@@ -1010,6 +1055,7 @@ def load_assets() -> dict[str, Asset]:
 # -- HTTP -------------------------------------------------------------------------------------------------------------
 
 HEAD_SECONDS = 10.0  # for a request's line and headers to arrive
+_PEEK_BYTES = 1 << 13
 _CHUNK_BYTES = 1 << 17
 _SPARE_CONNECTIONS = 200  # beside those of terminals: pages, downloads
 _CONTENT_SECURITY_POLICY = (
@@ -1020,19 +1066,30 @@ _CONTENT_SECURITY_POLICY = (
 
 
 class _HeadReader(socket.SocketIO):
-    """Reads a request's head with one time limit for all of it, however slowly its bytes trickle in."""
+    """Reads a request's head with one time limit for all of it, however slowly its bytes trickle in.
+
+    Takes no more than it is asked for: what follows a WebSocket handshake is the WebSocket's.
+    """
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         super().__init__(sock, "r")
         self._socket = sock
         self._deadline = time.monotonic() + seconds
 
+    def peek(self, size: int = 0) -> bytes:
+        """For readline, which would read byte by byte without it: a quarter of the processor time of a login."""
+        self._limit_wait()
+        return self._socket.recv(_PEEK_BYTES, socket.MSG_PEEK)
+
     def readinto(self, buffer: Any) -> int | None:
+        self._limit_wait()
+        return super().readinto(buffer)
+
+    def _limit_wait(self) -> None:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the request took too long")
         self._socket.settimeout(remaining)
-        return super().readinto(buffer)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -1045,7 +1102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "jumpserver"
     sys_version = ""
 
-    rbufsize = 0  # what follows a WebSocket handshake must not be swallowed by a read-ahead
+    rbufsize = 0
 
     def setup(self) -> None:
         super().setup()

@@ -98,10 +98,10 @@ class Recorder:
         self._digest = hashlib.sha256()
         self._start = self._synced = time.monotonic()
         self._fd = _create(path)
-        header = {"version": 2, "width": cols, "height": rows, "timestamp": int(time.time())}
-        header |= {"title": title, "env": {"TERM": "xterm-256color"}}
+        size = {"version": 2, "width": cols, "height": rows, "timestamp": int(time.time())}
+        header = json.dumps({**size, "title": title, "env": {"TERM": "xterm-256color"}}, ensure_ascii=False)
         try:
-            self._write(json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._write(header.encode("utf-8", "replace") + b"\n")
         except RecordError:
             os.close(self._fd)
             raise
