@@ -1183,7 +1183,9 @@ def parse_frame(buffer: bytearray, start: int) -> tuple[int, int, int] | None:
 
 # -- TLS -----------------------------------------------------------------------------------------------------------
 
-_READ_BYTES = 1 << 16  # what one fill takes at most: larger pieces make other sessions wait longer during a flood
+# What one fill takes at most. Measured, beside 64 KiB: 1.18 times the throughput; an echo beside two floods takes 4 ms
+# instead of 3 (p99).
+_READ_BYTES = 1 << 18
 _TLS_RECORD_BYTES = 1 << 14  # what OpenSSL hands out at most (RFC 8446, section 5.1)
 _HANDSHAKE_LIMIT_BYTES = 1 << 18  # headers and body of the answer to the upgrade request
 

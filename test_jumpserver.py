@@ -780,6 +780,35 @@ def test_a_large_paste_during_a_pause_is_echoed_without_a_deadlock(server: Runni
 DEAF = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]
 
 
+def session_threads(terminal: Terminal) -> set[str]:
+    session = terminal.wait_for_event("session")["id"]
+    return {thread.name[len(session) :] for thread in threading.enumerate() if thread.name.startswith(session)}
+
+
+def test_a_session_takes_a_thread_for_its_input_only_when_some_has_to_wait(server: RunningServer) -> None:
+    with server.connect(command=DEAF) as terminal:
+        terminal.wait_for("ready")
+        terminal.type("a")
+        terminal.resize(90, 30)
+        wait_until(lambda: server.cluster.execs[-1].sizes[-1:] == [(90, 30)])
+        assert session_threads(terminal) == {"-output", "-browser"}
+        terminal.type("b" * 100 * KIB)
+        wait_until(lambda: session_threads(terminal) == {"-output", "-browser", "-input"})
+
+
+def test_keys_before_and_after_a_paste_that_has_to_wait_arrive_in_order(server: RunningServer) -> None:
+    echo = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
+    words = [f"<{i}>" for i in range(50)]
+    with server.connect(command=echo) as terminal:
+        terminal.wait_for("ready\n")
+        for word in (*words, "x" * 100 * KIB, *words, "<end>"):
+            terminal.type(word)
+        output = terminal.wait_for("<end>")
+        assert session_threads(terminal) == {"-output", "-browser", "-input"}
+    typed = "".join(words)
+    assert output.decode().endswith(typed + "x" * 100 * KIB + typed + "<end>")
+
+
 def test_input_that_the_pod_does_not_read_is_held_back(server: RunningServer) -> None:
     keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
     sent = 0
@@ -1146,6 +1175,43 @@ def test_sizes_that_the_pod_does_not_take_fill_the_input_too() -> None:
     assert not waiting.wait_for_room(0)
     waiting.get()
     assert waiting.wait_for_room(0)
+
+
+class Pod:
+    """Takes so many items at once; the next has to wait."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.taken: list[jumpserver.Item] = []
+
+    def take(self, item: jumpserver.Item) -> bool:
+        if len(self.taken) < self.room:
+            self.taken.append(item)
+            return True
+        return False
+
+
+def test_what_came_before_the_pod_was_open_is_passed_on_first_and_in_order() -> None:
+    waiting, pod = jumpserver.BrowserInput(), Pod(room=3)
+    waiting.put(b"early")
+    waiting.put((90, 30))
+    waiting.attach(pod.take)
+    waiting.put(b"late")
+    assert pod.taken == [b"early", (90, 30), b"late"]
+
+
+@pytest.mark.parametrize("room", range(4))
+def test_from_the_first_item_that_has_to_wait_all_are_queued(room: int) -> None:
+    items = [b"a", b"b", b"c", b"d"]
+    waiting, pod = jumpserver.BrowserInput(), Pod(room)
+    waiting.put(items[0])
+    waiting.attach(pod.take)
+    for item in items[1:]:
+        waiting.put(item)
+    pod.room = 100
+    waiting.put(b"e")
+    assert pod.taken == items[:room]
+    assert [waiting.get() for _ in range(5 - room)] == [*items[room:], b"e"]
 
 
 def test_a_message_over_1_mib_is_named_in_the_ledger(server: RunningServer) -> None:
