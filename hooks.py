@@ -12,6 +12,8 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import fcntl
+import glob
 import hashlib
 import hmac
 import http.client
@@ -26,6 +28,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -340,7 +343,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
     logout_at REAL, reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, bytes_out INTEGER, bytes_in INTEGER,
-    sha256 TEXT, hung_up INTEGER);
+    sha256 TEXT, hung_up INTEGER, server TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS open_sessions ON sessions (session_id) WHERE logout_at IS NULL;
 CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
@@ -348,27 +351,30 @@ CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 
 
 class Ledger:
-    """The sessions of this server in SQLite: a row at login, completed at logout. Any thread.
+    """The sessions of one or several servers on this host in SQLite: a row at login, completed at logout. Any thread.
 
     Also remembers which one-use tokens are spent. Errors are sqlite3's own, but for those of ``open``: HookError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._server = uuid.uuid4().hex
+        self._alive: int | None = None  # the descriptor of a file beside the ledger, locked while this server lives
         self._lock = threading.Lock()  # guards the connection
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> list[str]:
-        """Open or make the file. Rows that a crash left open are closed as lost; returns their recordings."""
+        """Open or make the file. Rows that crashed servers left open are closed as lost; returns their recordings."""
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
             self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
             self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
+            if "server" not in (row[1] for row in self._run("PRAGMA table_info(sessions)")):  # made by version 0.1
+                self._run("ALTER TABLE sessions ADD COLUMN server TEXT NOT NULL DEFAULT ''")
+            self._alive = self._show_life()
+            return list(self._close_lost())
         except (OSError, sqlite3.Error) as exc:
             raise HookError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
-        lost = [str(row[0]) for row in self._run("SELECT filename FROM sessions WHERE logout_at IS NULL")]
-        self._run("UPDATE sessions SET logout_at = ?, reason = 'lost' WHERE logout_at IS NULL", time.time())
-        return lost
 
     def close(self) -> None:
         """Close the file."""
@@ -376,15 +382,51 @@ class Ledger:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+        if self._alive is not None:
+            self._life_file(self._server).unlink()
+            os.close(self._alive)
+            self._alive = None
+
+    def _life_file(self, server: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{server}.alive")
+
+    def _show_life(self) -> int:
+        """Make and lock this server's file. It has its name only when it is locked: others take it for dead before."""
+        new = self._life_file(self._server).with_suffix(".new")
+        file = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        new.rename(self._life_file(self._server))
+        return file
+
+    def _living(self) -> Iterator[str]:
+        """The servers that live, this one included; the files of the others are removed."""
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.alive"):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                except BlockingIOError:
+                    yield path.name.rsplit(".", 2)[1]
+
+    def _close_lost(self) -> Iterator[str]:
+        """Close the open rows of servers that have crashed; returns the recordings."""
+        servers = {row[0] for row in self._run("SELECT DISTINCT server FROM sessions WHERE logout_at IS NULL")}
+        for server in servers.difference(self._living()):  # asked now: who wrote a row lived before
+            rows = self._run("SELECT filename FROM sessions WHERE logout_at IS NULL AND server = ?", server)
+            yield from (row[0] for row in rows)
+            self._run(
+                "UPDATE sessions SET logout_at = ?, reason = 'lost' WHERE logout_at IS NULL AND server = ?",
+                *(time.time(), server),
+            )
 
     def login(self, info: SessionInfo) -> None:
         """Write the row of a session that begins."""
         auth = info.auth
         self._run(
             "INSERT INTO sessions (session_id, filename, user, namespace, pod_name, container_name, remote_addr,"
-            " login_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " login_at, server) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(info.session_id, info.filename, auth.user, auth.namespace, auth.pod_name, auth.container_name),
-            *(info.remote_addr, info.login_at),
+            *(info.remote_addr, info.login_at, self._server),
         )
 
     def logout(self, info: SessionInfo) -> None:

@@ -25,6 +25,7 @@ import logging
 import os
 import re
 import resource
+import selectors
 import signal
 import socket
 import socketserver
@@ -99,6 +100,7 @@ class ServerConfig:
     """``[Server]``"""
 
     listen: str = "127.0.0.1:7000"  # address:port
+    reuse_port: bool = False  # whether several servers may listen at this address, to use more than one core
     max_sessions: int = 1000  # open terminals at a time
     allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
@@ -410,7 +412,9 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def _thread(self) -> None:
         self._started.wait()
         try:
-            super()._thread()
+            with selectors.DefaultSelector() as selector:  # simple-websocket does not close its own on every way out
+                self.selector_class = lambda: selector
+                super()._thread()
         except Exception:
             log.error("error session=%s\n%s", self._session.id, traceback.format_exc())
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
@@ -1374,6 +1378,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
         super().__init__(config.address, Handler)
 
     def server_bind(self) -> None:
+        if self.config.Server.reuse_port:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # HTTPServer would look the host's name up, which can hang on a broken DNS.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import contextlib
+import copy
 import hashlib
 import http.client
 import json
@@ -102,7 +103,7 @@ def another_server(folder: Path, cluster: StandIn, **options: str) -> Iterator[R
 class Program(Installation):
     """A jumpserver in a process of its own."""
 
-    def __init__(self, folder: Path, cluster: StandIn, **options: str) -> None:
+    def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
         super().__init__(folder, cluster, **options)
         self.log_file = folder / "log"
 
@@ -346,6 +347,28 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, cluster: Stand
         program.process.terminate()
         wait_until((tmp_path / "entered").exists)
         assert program.end() == -signal.SIGTERM
+
+
+def test_two_servers_share_a_port_and_a_ledger_and_one_outlives_the_other(tmp_path: Path, cluster: StandIn) -> None:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        first = Program(tmp_path, cluster, port=reserved.getsockname()[1], server_lines="reuse_port = true")
+        second = copy.copy(first)
+        second.log_file = tmp_path / "second.log"
+        with first, second, contextlib.ExitStack() as stack:
+            terminals: dict[Program, Terminal] = {}
+            while len(terminals) < 2:  # the kernel chooses
+                terminal = stack.enter_context(first.connect())
+                session = terminal.wait_for_event("session")["id"]
+                terminals[first if session in first.log() else second] = terminal
+            first.end(signal.SIGKILL)
+            first.start()
+            terminals[second].type("echo a$((1+1))b\n")
+            terminals[second].wait_for("a2b")
+            ends = {row["session_id"]: row["reason"] for row in second.rows()}
+            assert ends[terminals[first].wait_for_event("session")["id"]] == "lost"
+            assert ends[terminals[second].wait_for_event("session")["id"]] == ""
 
 
 def test_after_kill_9_the_session_is_lost_and_its_recording_playable(tmp_path: Path, cluster: StandIn) -> None:

@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
 
 
 class Installation:
-    """The files of a jumpserver before a stand-in cluster, and how to reach it on ``port`` once it runs.
+    """The files of a jumpserver before a stand-in cluster, and how to reach it on ``port`` (0: any) once it runs.
 
     ``server_lines`` are added to ``[Server]``, ``more`` at the end; ``config`` takes the place of everything.
     """
@@ -46,6 +46,7 @@ class Installation:
         folder: Path,
         cluster: StandIn,
         *,
+        port: int = 0,
         config: str = "",
         hooks_file: str = "",
         server_lines: str = "",
@@ -53,7 +54,7 @@ class Installation:
     ) -> None:
         self.folder = folder
         self.cluster = cluster
-        self.port = 0
+        self.port = port
         self.secret = secrets.token_hex(32)
         (folder / "kubeconfig.yaml").write_text(cluster.kubeconfig())
         if hooks_file:
@@ -61,7 +62,7 @@ class Installation:
         self.config_file = folder / "jumpserver.toml"
         self.config_file.write_text(
             config
-            or f'[Server]\nlisten = "127.0.0.1:0"\n{server_lines}\n[Record]\npath = "records"\n'
+            or f'[Server]\nlisten = "127.0.0.1:{port}"\n{server_lines}\n[Record]\npath = "records"\n'
             f'[Token]\nsecret = "{self.secret}"\n[Clusters]\nstandin = "kubeconfig.yaml"\n'
             + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
             + more
@@ -122,7 +123,7 @@ class Installation:
 class RunningServer(Installation):
     """A real jumpserver in this process, on a free port of this host."""
 
-    def __init__(self, folder: Path, cluster: StandIn, **options: str) -> None:
+    def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
         super().__init__(folder, cluster, **options)
         jumpserver.check_record_path(self.config, self.config_file)
         hooks_file = self.config.Hooks.file

@@ -729,6 +729,40 @@ def test_rows_that_a_crash_left_open_are_closed_as_lost(make: MakeHooks, tmp_pat
     assert before <= second["logout_at"] <= time.time()
 
 
+def test_the_rows_of_another_server_that_lives_stay_open(make: MakeHooks, tmp_path: Path) -> None:
+    own = make()
+    own.on_login(INFO)
+    other = Hooks(own.settings)
+    assert list(other.open()) == []
+    other.close()
+    (row,) = rows(tmp_path / "sessions.db")
+    assert row["logout_at"] is None
+    own.close()
+    assert [file.name for file in tmp_path.glob("sessions.db.*")] == []
+
+
+SCHEMA_0_1 = """
+CREATE TABLE sessions (
+    session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
+    logout_at REAL, reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, bytes_out INTEGER, bytes_in INTEGER,
+    sha256 TEXT, hung_up INTEGER);
+INSERT INTO sessions (session_id, filename, user, namespace, pod_name, container_name, remote_addr, login_at)
+VALUES ('old', '/records/old.cast', 'alice', 'default', 'demo', '', '10.0.0.1', 1.0);
+"""
+
+
+def test_a_ledger_of_version_0_1_is_taken_over(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
+        connection.executescript(SCHEMA_0_1)
+    own = Hooks(HooksSettings(tmp_path / "sessions.db"))
+    assert list(own.open()) == ["/records/old.cast"]
+    own.on_login(INFO)
+    own.close()
+    ends = {row["session_id"]: (row["reason"], row["logout_at"] is None) for row in rows(tmp_path / "sessions.db")}
+    assert ends == {"old": ("lost", False), INFO.session_id: ("", True)}
+
+
 def test_the_ledger_is_closed_to_others(make: MakeHooks, tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
