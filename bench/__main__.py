@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -275,6 +276,45 @@ def _first_prompts(lab: Lab, server: Server, prober: Any, scale: Scale) -> list[
     return milliseconds
 
 
+# -- 4: several processes ---------------------------------------------------------------------------------------------
+
+PROCESSES = (1, 2, 4)
+_FLOODS = 8
+
+
+def measure_processes(lab: Lab, scale: Scale, report: Report) -> None:
+    """Floods at the same time, and logins, through servers that share a port; the load takes processors from them."""
+    clients = [lab.helper("client") for _ in range(_FLOODS)]
+    frames = int(scale.flood_seconds * 100 * MB / _FLOODS / FRAME_BYTES[0])
+    speeds: dict[int, list[float]] = {count: [] for count in PROCESSES}
+    costs: dict[int, list[float]] = {count: [] for count in PROCESSES}
+    logins: dict[int, list[float]] = {count: [] for count in PROCESSES}
+    for _ in range(scale.rounds):
+        for count in PROCESSES:
+            with lab.servers(count) as servers:
+                spent = sum(server.cpu_seconds for server in servers)
+                for client, cluster in zip(clients, itertools.cycle(lab.sources)):
+                    words = ("flood", str(FRAME_BYTES[0]), str(frames))
+                    client.give("flood", target=lab.through_server(servers[0], *words, cluster=cluster))
+                seconds = max(client.take()["seconds"] for client in clients)
+                for server in servers:
+                    server.wait_threads(server.idle_threads)
+                volume = _FLOODS * frames * FRAME_BYTES[0]
+                speeds[count].append(volume / seconds / MB)
+                costs[count].append((sum(server.cpu_seconds for server in servers) - spent) / (volume / 1e9))
+                targets = [lab.through_server(servers[0], "idle") for _ in range(scale.sessions[1])]
+                logins[count].append(len(targets) / clients[0].do("open", targets=targets, workers=8)["seconds"])
+                clients[0].do("close")
+            lab.forget_recordings()
+    for count in PROCESSES:
+        name = "1 process" if count == 1 else f"{count} processes"
+        report.add(f"{_FLOODS} floods, {name}", "MB/s", *speeds[count])
+        if count > 1:
+            report.add(f"{_FLOODS} floods, {name} / 1 process", "x", *ratios(speeds[count], speeds[1]))
+        report.add(f"{_FLOODS} floods, {name}: processor time", "s/GB", *costs[count])
+        report.add(f"logins a second, {name}", "/s", *logins[count])
+
+
 # -- 5: start ---------------------------------------------------------------------------------------------------------
 
 
@@ -309,33 +349,42 @@ def measure_player(lab: Lab, scale: Scale, report: Report) -> None:
     folder = lab.records / "long"
     folder.mkdir()
     recording = folder / "long.cast"
-    line = json.dumps([1.5, "o", "\x1b[32m日志\x1b[0m request handled in 12 ms\r\n" * 20], ensure_ascii=False) + "\n"
+    texts = (
+        "".join(f"\x1b[32m日志\x1b[0m request {i}{n} handled in {i * n % 977} ms\r\n" for n in range(20))
+        for i in range(5000)
+    )
+    lines = "".join(json.dumps([1.5, "o", text], ensure_ascii=False) + "\n" for text in texts)
     with recording.open("w", encoding="utf-8") as file:
         file.write('{"version": 2, "width": 120, "height": 40}\n')
-        file.write(line * (scale.recording_bytes // len(line.encode())))
+        while file.tell() < scale.recording_bytes:
+            file.write(lines)
     client = lab.helper("client")
-    speeds: dict[str, list[float]] = {"ours": [], "nginx": []}
+    speeds: dict[str, list[float]] = {}
     growth = []
     with lab.server() as server, contextlib.ExitStack() as stack:
-        port = stack.enter_context(nginx(lab.folder)) if shutil.which("nginx") else 0
-        if not port:
+        targets = {"ours": lab.download(server, "long/long.cast")}
+        if shutil.which("nginx"):
+            targets["nginx"] = {"port": stack.enter_context(nginx(lab.folder)), "path": "/long/long.cast"}
+        else:
             report.notes.append("nginx is not installed: recordings are not compared with it")
         for turn in range(scale.rounds + 1):
             server.forget_peak()
             before = server.status("VmRSS")
-            ours = client.do("fetch", target=lab.download(server, "long/long.cast"))
-            grown = (server.status("VmHWM") - before) / 1024
-            theirs = client.do("fetch", target={"port": port, "path": "/long/long.cast"}) if port else None
+            for packed in ("", ", gzip"):
+                for name, target in targets.items():
+                    answer = client.do("fetch", target=target, gzip=bool(packed))
+                    if turn:
+                        speed = recording.stat().st_size / answer["seconds"] / MB
+                        speeds.setdefault(f"{name}{packed}", []).append(speed)
             if turn:
-                growth.append(grown)
-                for name, answer in (("ours", ours), ("nginx", theirs)):
-                    if answer:
-                        speeds[name].append(answer["bytes"] / answer["seconds"] / MB)
+                growth.append((server.status("VmHWM") - before) / 1024)
     for name, values in speeds.items():
-        if values:
-            report.add(f"recording of {scale.recording_bytes >> 20} MB: {name}", "MB/s", *values)
-    if speeds["nginx"]:
-        report.add("recording: ours / nginx", "x", *ratios(speeds["ours"], speeds["nginx"]))
+        report.add(f"recording of {scale.recording_bytes >> 20} MB: {name}", "MB/s", *values)
+    for packed in ("", ", gzip"):
+        if "nginx" in targets:
+            report.add(
+                f"recording: ours / nginx{packed}", "x", *ratios(speeds[f"ours{packed}"], speeds[f"nginx{packed}"])
+            )
     report.add("recording: memory growth of the server", "MB", *growth)
 
 
@@ -348,6 +397,7 @@ def nginx(folder: Path) -> Iterator[int]:
     (folder / "nginx.conf").write_text(
         f"daemon off; master_process off; error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
         f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {temporary}\n"
+        f"gzip on; gzip_types *;\n"
         f"server {{ listen 127.0.0.1:{port}; root {folder}/records; }} }}\n"
     )
     process = subprocess.Popen(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
@@ -377,6 +427,7 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
     "sessions": measure_sessions,
+    "processes": measure_processes,
     "start": measure_start,
     "player": measure_player,
 }

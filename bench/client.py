@@ -159,10 +159,11 @@ def job_close(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_fetch(job: dict[str, Any]) -> dict[str, Any]:
-    """Download a file."""
+    """Download a file, as it is or with ``gzip``."""
+    headers = "Connection: close\r\n" + ("Accept-Encoding: gzip\r\n" if job["gzip"] else "")
     with connect(job["target"]) as sock:
         start = time.perf_counter()
-        total = len(request(sock, job["target"], "Connection: close\r\n", b"200"))
+        total = len(request(sock, job["target"], headers, b"200"))
         view = memoryview(bytearray(_READ_BYTES))
         while count := sock.recv_into(view):
             total += count

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -146,15 +147,16 @@ class Lab:
         authority.cert_pem.write_to_path(self.ca)
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "source.pem")
         self.sources = {name: self.helper("source", str(folder / "source.pem")) for name in ("main", "flood")}
-        self._write_config()
-
-    def _write_config(self) -> None:
-        lines = ['[Server]\nlisten = "127.0.0.1:0"\nmax_sessions = 5000\n[Record]\npath = "records"']
-        lines.append(f'[Token]\nsecret = "{self.secret}"\n[Clusters]')
         for name, source in self.sources.items():
             (self.folder / f"{name}.kubeconfig").write_text(_KUBECONFIG.format(port=source.port, ca=self.ca))
-            lines.append(f'{name} = "{name}.kubeconfig"')
-        (self.folder / "jumpserver.toml").write_text("\n".join(lines))
+
+    def _write_config(self, *server_lines: str) -> Path:
+        lines = ["[Server]", *server_lines, "max_sessions = 5000", "[Record]", 'path = "records"']
+        lines += ["[Token]", f'secret = "{self.secret}"', "[Clusters]"]
+        lines += [f'{name} = "{name}.kubeconfig"' for name in self.sources]
+        config = self.folder / "jumpserver.toml"
+        config.write_text("\n".join(lines))
+        return config
 
     def helper(self, module: str, *arguments: str) -> Helper:
         """Start a module of this folder."""
@@ -164,11 +166,25 @@ class Lab:
     @contextlib.contextmanager
     def server(self) -> Iterator[Server]:
         """A fresh jumpserver with no sessions."""
-        server = Server(self.program, self.folder / "jumpserver.toml")
+        server = Server(self.program, self._write_config('listen = "127.0.0.1:0"'))
         try:
             yield server
         finally:
             server.stop()
+
+    @contextlib.contextmanager
+    def servers(self, count: int) -> Iterator[list[Server]]:
+        """So many jumpservers on one port."""
+        with socket.socket() as reserved, contextlib.ExitStack() as stack:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("127.0.0.1", 0))
+            listen = f'listen = "127.0.0.1:{reserved.getsockname()[1]}"'
+            config = self._write_config(listen, "reuse_port = true")
+            servers = []
+            for _ in range(count):
+                servers.append(Server(self.program, config))
+                stack.callback(servers[-1].stop)
+            yield servers
 
     def peer(self, module: str) -> Helper:
         """The baseline or the pump, before the main source."""

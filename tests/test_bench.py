@@ -41,13 +41,18 @@ FIGURES = {
         "baseline: memory a session",
         "baseline: threads a session",
     ],
+    "processes": [
+        figure
+        for name in ("1 process", "2 processes", "4 processes")
+        for figure in (f"8 floods, {name}", f"8 floods, {name}: processor time", f"logins a second, {name}")
+    ],
     "start": ["start to listening", "of it Python itself", "of it import", "memory at rest"],
-    "player": ["recording of 20 MB: ours", "recording: memory growth of the server"],
+    "player": ["recording of 20 MB: ours", "recording of 20 MB: ours, gzip", "recording: memory growth of the server"],
 }
 MAY_BE_ZERO = {"recording: memory growth of the server", "echo p50, ours idle over direct"}
 
 
-@pytest.mark.parametrize("sections", [("throughput", "latency"), ("sessions", "start", "player")])
+@pytest.mark.parametrize("sections", [("throughput", "latency"), ("sessions", "processes", "start", "player")])
 def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
     out = tmp_path / "bench.json"
     command = [sys.executable, "-m", "bench", "--quick", "--out", str(out), *sections]
