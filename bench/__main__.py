@@ -498,6 +498,8 @@ def main() -> int:
     scale = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="bench-", dir=lab_parent()) as folder:
         facts = machine(Path(folder))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as on a host where the server was started before
+        os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
         if facts["load"] > 0.5:
             report.notes.append(
                 f"this machine was busy at the start (load {facts['load']}): measure again when it is calm"
