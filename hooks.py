@@ -383,7 +383,7 @@ class Ledger:
                 self._connection.close()
                 self._connection = None
         if self._alive is not None:
-            self._life_file(self._server).unlink()
+            self._life_file(self._server).unlink(missing_ok=True)
             os.close(self._alive)
             self._alive = None
 

@@ -486,7 +486,7 @@ class BrowserInput:
     """What the browser sent and the pod has not taken yet, in order; and whether the browser wants a pause.
 
     The browser's thread puts. It passes an item on itself as long as the pod takes each at once: that saves a switch
-    of threads (measured: 12 % of an echo) and a thread (20 KB). What has to wait is queued, and from then on all that
+    of threads (measured: 12 % of an echo) and a thread (17 KB). What has to wait is queued, and from then on all that
     follows it; the input thread gets it. The output thread waits for the end of a pause.
     """
 
@@ -1081,7 +1081,7 @@ class _HeadReader(socket.SocketIO):
         self._deadline = time.monotonic() + seconds
 
     def peek(self, size: int = 0) -> bytes:
-        """For readline, which would read byte by byte without it: a quarter of the processor time of a login."""
+        """For readline, which reads byte by byte without it: half of the processor time of a login."""
         self._limit_wait()
         return self._socket.recv(_PEEK_BYTES, socket.MSG_PEEK)
 

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -211,6 +212,53 @@ class Terminal:
             self.step()
         self.sock.shutdown()  # type: ignore[no-untyped-call]
         return next((event for event in self.events if event["type"] == "end"), {})
+
+
+class Listener:
+    """A server on a free port; each connection is given to ``serve`` on a thread. ``close`` ends everything."""
+
+    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
+        self._serve = serve
+        self._lock = threading.Lock()  # guards the lists
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._socket = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.port = int(self._socket.getsockname()[1])
+        self._start(self._accept)
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name="test-listener", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.adopt(connection)
+            self._start(self._run, connection)
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Let ``close`` wake whoever is blocked on this socket, too."""
+        with self._lock:
+            self._open.append(connection)
+
+    def _run(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self._serve(connection)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._threads[0].join()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
 
 
 def need_program(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
-from tests.support import RunningServer, Terminal, nothing_left, wait_until
+from tests.support import Listener, RunningServer, Terminal, nothing_left, wait_until
 
 BARE = Pod("default", "bare", programs=("sh",), tools=("sleep",))
 FLAVOURS = ("new", "old")
@@ -210,3 +211,45 @@ def test_a_pod_without_any_shell_is_reported_as_not_checked(cluster: StandIn, tm
         assert after_drop(server, terminal) is None
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def without_the_first_answer(cluster: StandIn) -> Iterator[str]:
+    """A kubeconfig that leads through a TCP relay: what answers the first exec request never comes back."""
+    connections = iter(("first", "second"))
+
+    def serve(near: socket.socket) -> None:
+        asked = threading.Event()
+        swallow = next(connections) == "first"
+
+        def answer(far: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := far.recv(65536):
+                    if not (swallow and asked.is_set()):
+                        near.sendall(data)
+
+        with socket.create_connection(("127.0.0.1", cluster.port)) as far:
+            listener.adopt(far)
+            thread = threading.Thread(target=answer, args=(far,), name="answers", daemon=True)
+            thread.start()
+            while data := near.recv(65536):
+                if len(data) > 700:  # no part of a TLS handshake is so long here
+                    asked.set()
+                far.sendall(data)
+            far.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    listener = Listener(serve)
+    try:
+        yield cluster.kubeconfig().replace(f":{cluster.port}", f":{listener.port}")
+    finally:
+        listener.close()
+
+
+def test_a_shell_whose_start_was_never_answered_is_hung_up(cluster: StandIn) -> None:
+    with without_the_first_answer(cluster) as kubeconfig:
+        target = k8s_exec.Target(k8s_exec.load_kubeconfig(kubeconfig), "default", "demo")
+        with pytest.raises(k8s_exec.PodLost, match="did not answer the exec request in time"):
+            k8s_exec.open_shell(target, "session-1", (), "", (80, 24), timeout=1.0)
+    assert [record.http_status for record in cluster.execs] == [101, 101]
+    wait_until(lambda: not cluster.processes("default", "demo"), "an empty pod")

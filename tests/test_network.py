@@ -21,7 +21,7 @@ import trustme
 import k8s_exec
 from demo.cluster import StandIn
 from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, PodExec, Target, Trust, dial, load_kubeconfig
-from tests.support import RunningServer, nothing_left, wait_until
+from tests.support import Listener, RunningServer, nothing_left, wait_until
 
 SECRET = "pr0xy-p:ss"
 NO_TRUST = Trust()
@@ -67,53 +67,6 @@ def refusal(text: str, trust: Trust = NO_TRUST, limit: float = 5) -> str:
 
 
 # -- proxies -----------------------------------------------------------------------------------------------------------
-
-
-class Listener:
-    """A server on a free port; each connection is given to ``serve`` on a thread. ``close`` ends everything."""
-
-    def __init__(self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
-        self._serve = serve
-        self._lock = threading.Lock()  # guards the lists
-        self._open: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._socket = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self.port = int(self._socket.getsockname()[1])
-        self._start(self._accept)
-
-    def _start(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, name="test-listener", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.adopt(connection)
-            self._start(self._run, connection)
-
-    def adopt(self, connection: socket.socket) -> None:
-        """Let ``close`` wake whoever is blocked on this socket, too."""
-        with self._lock:
-            self._open.append(connection)
-
-    def _run(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            self._serve(connection)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._threads[0].join()
-        for connection in self._open:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
 
 
 class Proxy:
