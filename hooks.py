@@ -305,13 +305,18 @@ def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
 @contextlib.contextmanager
 def _limited(sock: socket.socket) -> Iterator[None]:
     """Cut the connection when the block takes longer than a call to the platform may."""
-    cut = threading.Timer(PLATFORM_TIMEOUT_SECONDS, socket.socket.shutdown, (sock, socket.SHUT_RDWR))
+    cut = threading.Timer(PLATFORM_TIMEOUT_SECONDS, _cut, (sock,))
     cut.start()
     try:
         yield
     finally:
         cut.cancel()
         cut.join()
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may be gone already
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _understood(status: int, answer: bytes) -> Any:
@@ -366,15 +371,30 @@ class Ledger:
     def open(self) -> list[str]:
         """Open or make the file. Rows that crashed servers left open are closed as lost; returns their recordings."""
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
-            self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
-            self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
-            if "server" not in (row[1] for row in self._run("PRAGMA table_info(sessions)")):  # made by version 0.1
-                self._run("ALTER TABLE sessions ADD COLUMN server TEXT NOT NULL DEFAULT ''")
-            self._alive = self._show_life()
-            return list(self._close_lost())
+            with self._alone():
+                self._connect()
+                self._alive = os.open(self._life_file(self._server), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640)
+                fcntl.flock(self._alive, fcntl.LOCK_EX)
+                return list(self._close_lost())
         except (OSError, sqlite3.Error) as exc:
             raise HookError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of the ledger's folder: servers that start together do so one after the other."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _connect(self) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
+        self._connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
+        if "server" not in (row[1] for row in self._run("PRAGMA table_info(sessions)")):  # it is older than the column
+            self._run("ALTER TABLE sessions ADD COLUMN server TEXT NOT NULL DEFAULT ''")
 
     def close(self) -> None:
         """Close the file."""
@@ -390,14 +410,6 @@ class Ledger:
     def _life_file(self, server: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{server}.alive")
 
-    def _show_life(self) -> int:
-        """Make and lock this server's file. It has its name only when it is locked: others take it for dead before."""
-        new = self._life_file(self._server).with_suffix(".new")
-        file = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        new.rename(self._life_file(self._server))
-        return file
-
     def _living(self) -> Iterator[str]:
         """The servers that live, this one included; the files of the others are removed."""
         for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.alive"):
@@ -411,7 +423,7 @@ class Ledger:
     def _close_lost(self) -> Iterator[str]:
         """Close the open rows of servers that have crashed; returns the recordings."""
         servers = {row[0] for row in self._run("SELECT DISTINCT server FROM sessions WHERE logout_at IS NULL")}
-        for server in servers.difference(self._living()):  # asked now: who wrote a row lived before
+        for server in servers.difference(self._living()):
             rows = self._run("SELECT filename FROM sessions WHERE logout_at IS NULL AND server = ?", server)
             yield from (row[0] for row in rows)
             self._run(

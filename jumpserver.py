@@ -20,6 +20,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import ipaddress
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 import urllib.parse
 import uuid
 import zlib
@@ -104,7 +106,12 @@ class ServerConfig:
     max_sessions: int = 1000  # open terminals at a time
     allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
-    trusted_proxies: tuple[str, ...] = ()  # addresses of proxies whose X-Forwarded-For is believed
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks of proxies whose X-Forwarded-For is believed
+
+    def trusts(self, peer: str) -> bool:
+        """Whether the address is a trusted proxy's. Raises ValueError for a network that is none."""
+        networks = [ipaddress.ip_network(network, strict=False) for network in self.trusted_proxies]
+        return any(ipaddress.ip_address(peer.partition("%")[0]) in network for network in networks)
 
 
 @dataclass(frozen=True)
@@ -254,6 +261,10 @@ def _check_values(config: Config, file: Path) -> None:
     listen = _LISTEN.fullmatch(config.Server.listen)
     if not listen or int(listen[2]) > 65535:
         raise ConfigError(f'{file}: listen in [Server] must be "address:port"')
+    try:
+        config.Server.trusts("127.0.0.1")
+    except ValueError as exc:
+        raise ConfigError(f"{file}: trusted_proxies in [Server]: {exc}") from None
     if config.Server.max_sessions < 1:
         raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
     if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
@@ -356,16 +367,6 @@ class _SharedSocket:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
-class _Delivery:
-    """Takes the place of simple-websocket's list of received messages: hands each one on at once.
-
-    The list has no bound. Handing on may block, and then TCP holds the sender back.
-    """
-
-    def __init__(self, deliver: Callable[[str | bytes], None]) -> None:
-        self.append = deliver
-
-
 class BrowserGone(Exception):
     """The browser's connection has ended."""
 
@@ -406,7 +407,8 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
             max_message_size=MESSAGE_LIMIT_BYTES,
             thread_class=functools.partial(threading.Thread, name=f"{session.id}-browser", daemon=True),
         )
-        self.input_buffer = _Delivery(self._deliver)
+        # In place of a list without a bound: hands each message on at once. While that blocks, the sender has to wait.
+        self.input_buffer = types.SimpleNamespace(append=self._deliver)
         self._started.set()
 
     def _thread(self) -> None:
@@ -416,7 +418,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
                 self.selector_class = lambda: selector
                 super()._thread()
         except Exception:
-            log.error("error session=%s\n%s", self._session.id, traceback.format_exc())
+            self._session.fault()
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
             self.connected = False
             self.abort()
@@ -501,20 +503,18 @@ class BrowserInput:
 
     def put(self, item: Item) -> None:
         """Pass keys or a size on, or queue it; dropped when closed. The browser's thread only."""
-        while True:
-            with self._changed:
-                pass_on = self._pass_on
-                if self._closed:
-                    return
-                if pass_on is None:
-                    self._queue(item)
-                    return
-            if pass_on(item):
-                return
+        with self._changed:
+            pass_on = self._pass_on
+            if pass_on is None:
+                self._queue(item)
+        if pass_on is not None and not pass_on(item):
             with self._changed:
                 self._pass_on = None
+                self._queue(item)
 
     def _queue(self, item: Item) -> None:
+        if self._closed:
+            return
         self._items.append(item)
         self._bytes += _cost(item)
         if not isinstance(item, bytes):
@@ -579,6 +579,7 @@ class BrowserInput:
         """Wake every thread, for good."""
         with self._changed:
             self._closed = True
+            self._pass_on = None
             self._items.clear()
             self._changed.notify_all()
 
@@ -651,7 +652,7 @@ class Session:
         except ExecError as exc:
             self.stop(End(str(exc), CLUSTER))
         except Exception:
-            self._fault()
+            self.fault()
         finally:
             self._finish()
 
@@ -821,12 +822,12 @@ class Session:
 
     def _pass_on(self, pod: PodExec, recorder: Recorder, item: Item) -> bool:
         """Pass an item on if that cannot block. False: the input thread has been started, to get it from the queue."""
-        if pod.ready() and _cost(item) <= SMALL_INPUT_BYTES:
+        if _cost(item) <= SMALL_INPUT_BYTES and pod.ready():
             self._write(pod, recorder, item)
             return True
-        name = f"{self.id}-input"
-        self._input_thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=name, daemon=True)
-        self._input_thread.start()
+        thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=f"{self.id}-input", daemon=True)
+        thread.start()
+        self._input_thread = thread
         return False
 
     def _relay_input(self, pod: PodExec, recorder: Recorder) -> None:
@@ -850,7 +851,7 @@ class Session:
         except RecordError as exc:
             self._recording_failed(exc)
         except Exception:
-            self._fault()
+            self.fault()
 
     # The browser's thread.
 
@@ -877,7 +878,8 @@ class Session:
 
         Wakes: every thread in ``pod.read`` and ``pod.write`` (the pod's connection is dropped); waits for input, for
         room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s), its
-        hang-up (5 s), hooks (5 s a call to the platform), sending to the browser (30 s; abort() wakes it).
+        hang-up (5 s), asking why it was lost (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
+        abort() wakes it).
         """
         with self._lock:
             if self._end is not None:
@@ -900,7 +902,8 @@ class Session:
         log_event("error", session=self.id, error=exc)
         self.stop(RECORDING_FAILED)
 
-    def _fault(self) -> None:
+    def fault(self) -> None:
+        """Log the exception that is being handled, and end the session with it: it is this server's fault."""
         log.error("error session=%s\n%s", self.id, traceback.format_exc())
         self.stop(SERVER_FAULT)
 
@@ -1143,7 +1146,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, NO_PAGE if path in ASSETS else "not found")
             return
         if self.headers.get("If-None-Match") == asset.etag:
-            self._head(304, {"ETag": asset.etag, "Content-Length": "0"})
+            self._head(304, {"ETag": asset.etag})
             return
         headers = {"Content-Type": asset.content_type, "ETag": asset.etag, "Cache-Control": "no-cache"}
         body = asset.data
@@ -1171,14 +1174,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _accepts_gzip(self) -> bool:
-        codings = self.headers.get("Accept-Encoding", "").lower().split(",")
-        return any(re.fullmatch(r"\s*gzip\s*(;\s*q=(1(\.0*)?|0?\.\d*[1-9]\d*))?\s*", coding) for coding in codings)
+        pattern = r"gzip\s*(;\s*q=(1(\.0*)?|0?\.\d*[1-9]\d*))?"
+        return any(re.fullmatch(pattern, coding, re.I) for coding in self._list("Accept-Encoding"))
+
+    def _list(self, name: str) -> list[str]:
+        """The items of a header that is a list, on one line or on several (RFC 9110, section 5.3)."""
+        return [item.strip() for item in ",".join(self.headers.get_all(name, ())).split(",")]
 
     def _remote_addr(self) -> str:
         """The browser's address: the peer, or what a trusted proxy says was its own peer."""
         peer = str(self.client_address[0])
-        forwarded = self.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-        return printable(forwarded) if forwarded and peer in self.server.config.Server.trusted_proxies else peer
+        forwarded = self._list("X-Forwarded-For")[-1]
+        return printable(forwarded) if forwarded and self.server.config.Server.trusts(peer) else peer
 
     def _healthz(self, query: Mapping[str, str]) -> None:
         self._answer(200, "alive")
@@ -1203,13 +1210,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Whether this is a WebSocket handshake (RFC 6455, section 4.2.1)."""
         if self.command != "GET" or self.headers.get("Sec-WebSocket-Version") != "13":
             return False
-        connection = self.headers.get("Connection", "").lower().split(",")
+        connection = (word.lower() for word in self._list("Connection"))
         upgrade = self.headers.get("Upgrade", "").lower().strip()
         try:
             key = base64.b64decode(self.headers.get("Sec-WebSocket-Key", ""), validate=True)
         except ValueError:
             return False
-        return "upgrade" in [word.strip() for word in connection] and upgrade == "websocket" and len(key) == 16
+        return "upgrade" in connection and upgrade == "websocket" and len(key) == 16
 
     def _check_origin(self) -> None:
         allowed = self.server.config.Server.allowed_origins
@@ -1217,8 +1224,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(End("this page may not open a terminal here (see allowed_origins)", DENIED))
 
     def _wants_v1(self) -> bool:
-        offered = self.headers.get("Sec-WebSocket-Protocol", "").split(",")
-        return SUBPROTOCOL in (name.strip() for name in offered)
+        return SUBPROTOCOL in self._list("Sec-WebSocket-Protocol")
 
     def _open_browser(self, session: Session) -> BrowserSocket:
         subprotocol = SUBPROTOCOL if self._wants_v1() else ""
@@ -1353,6 +1359,10 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+class ListenError(Exception):
+    """The server cannot listen at its address; the text says why."""
+
+
 class JumpServer(http.server.ThreadingHTTPServer):
     """The listening server. ``stop`` ends everything that it has started."""
 
@@ -1360,7 +1370,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
 
     def __init__(self, config: Config, hooks: Hooks) -> None:
-        """Bind the address. Raises OSError."""
+        """Bind the address; ``start`` listens. Raises ListenError."""
         self.config = config
         self.hooks = hooks
         self.sessions = SessionRegistry(config.Server.max_sessions)
@@ -1375,7 +1385,15 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         if ":" in config.address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(config.address, Handler)
+        super().__init__(config.address, Handler, bind_and_activate=False)
+        self._try_listening(self.server_bind)
+
+    def _try_listening(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as exc:
+            self.server_close()
+            raise ListenError(f"listen in [Server]: {self.config.Server.listen}: {exc.strerror}") from exc
 
     def server_bind(self) -> None:
         if self.config.Server.reuse_port:
@@ -1418,9 +1436,10 @@ class JumpServer(http.server.ThreadingHTTPServer):
             log.error("error remote=%s\n%s", client_address[0], traceback.format_exc())
 
     def start(self) -> None:
-        """Open the ledger, mend what a crash left, and serve on a thread of its own."""
+        """Open the ledger, mend what a crash left, and serve on a thread of its own. Raises HookError, ListenError."""
         for filename in self.hooks.open():
             mend_recording(Path(filename))
+        self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
         self._thread.start()
         host, port = self.server_address[:2]
         log_event("start", version=__version__, listen=f"{host!s}:{port}", records=self.config.record_path)
@@ -1431,12 +1450,12 @@ class JumpServer(http.server.ThreadingHTTPServer):
         if started:
             self.shutdown()
             self._thread.join()
+        self.server_close()  # first: new connections must be refused, or go to another server on the port
         self.sessions.close(SHUTTING_DOWN)
         if not self.sessions.wait_empty(grace):
             self.sessions.abort()
             self.sessions.wait_empty(grace)
         self._drop_connections()
-        self.server_close()
         self.hooks.close()
         if started:
             log_event("stop")
@@ -1475,24 +1494,21 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             print(f"{options.jumpserver}: good")
             return 0
-        return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
+        return serve(config, hooks_class(config.hooks_settings()))
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
-    except HookError as exc:
+    except (HookError, ListenError) as exc:
         print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
     return 2
 
 
-def serve(config: Config, hooks: Hooks, file: Path) -> int:
-    """Serve until a signal comes. Raises ConfigError when it cannot begin."""
+def serve(config: Config, hooks: Hooks) -> int:
+    """Serve until a signal comes. Raises HookError and ListenError when it cannot begin."""
     # Freeing one large untouched block makes glibc keep freed memory instead of giving each piece of output back to
     # the kernel at once. Measured: 1.8 times the throughput.
     bytes(8 << 20)
     raise_descriptor_limit(6 * config.Server.max_sessions + 500)
-    try:
-        server = JumpServer(config, hooks)
-    except OSError as exc:
-        raise ConfigError(f"{file}: listen in [Server]: {config.Server.listen}: {exc.strerror}") from exc
+    server = JumpServer(config, hooks)
     # A handler alone might not wake a main thread that waits for a lock; a byte on a socket always does.
     woken, waker = socket.socketpair()
     waker.setblocking(False)

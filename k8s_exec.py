@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NoReturn
@@ -719,8 +719,8 @@ class Cluster:
 
 
 # The same few documents come again and again. Measured: a fifth of the processor time of a login.
-_CACHED_CHARACTERS = 1 << 16
-_parse_again = functools.lru_cache(maxsize=64)(parse_yaml)
+_CACHED_CHARACTERS = 1 << 14
+_parse_again = functools.lru_cache(maxsize=32)(parse_yaml)
 
 
 def load_kubeconfig(text: str | bytes, context: str | None = None, trust: Trust = Trust()) -> Cluster:
@@ -1190,6 +1190,25 @@ _TLS_RECORD_BYTES = 1 << 14  # what OpenSSL hands out at most (RFC 8446, section
 _HANDSHAKE_LIMIT_BYTES = 1 << 18  # headers and body of the answer to the upgrade request
 
 
+def _drop(tls: ssl.SSLSocket) -> None:
+    """Drop the TCP connection, any thread: every blocked call wakes."""
+    with contextlib.suppress(OSError):
+        # SSLSocket.shutdown() would take the TLS state away from under the other thread.
+        socket.socket.shutdown(tls, socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _limited(deadline: float, cut: Callable[[], None]) -> Iterator[None]:
+    """Call ``cut`` on another thread if the block is not done by the monotonic time ``deadline``."""
+    limit = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    limit.start()
+    try:
+        yield
+    finally:
+        limit.cancel()
+        limit.join()
+
+
 class TlsStream:
     """A TLS connection that one thread reads while others write.
 
@@ -1284,9 +1303,7 @@ class TlsStream:
 
     def abort(self) -> None:
         """Drop the TCP connection, any thread: every blocked call wakes. The descriptor stays until close()."""
-        with contextlib.suppress(OSError):
-            # SSLSocket.shutdown() would take the TLS state away from under the other thread.
-            socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
+        _drop(self._tls)
 
     def close(self) -> None:
         """Give the descriptor back, when no thread is inside any more."""
@@ -1601,7 +1618,7 @@ def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
 
     def outward() -> None:
         try:
-            while data := far.recv(_READ_BYTES):
+            while data := far.recv(_TLS_RECORD_BYTES):
                 stream.send(data)
         except OSError:
             pass
@@ -2004,15 +2021,12 @@ def hang_up(target: Target, session_id: str, program: str, *, timeout: float) ->
 
 def _told(pod: PodExec, deadline: float) -> int | None:
     """Read to its end what the hang-up prints."""
-    limit = threading.Timer(max(0.0, deadline - time.monotonic()), pod.abort)
-    limit.start()
     output = b""
     try:
-        while chunk := pod.read():
-            output = (output + chunk)[-_MESSAGE_CHARACTERS:]
+        with _limited(deadline, pod.abort):
+            while chunk := pod.read():
+                output = (output + chunk)[-_MESSAGE_CHARACTERS:]
     finally:
-        limit.cancel()
-        limit.join()
         pod.close()
     told = re.search(rb"hung up (\d+)", output)
     return int(told[1]) if told else None
@@ -2036,8 +2050,8 @@ def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
     """One question: the sentence, and whether it is of no use to ask again."""
     try:
         shown = credential(target.cluster.user, deadline)
-        with dial(target.cluster, shown, deadline) as tls:
-            tls.settimeout(max(0.001, deadline - time.monotonic()))
+        with dial(target.cluster, shown, deadline) as tls, _limited(deadline, functools.partial(_drop, tls)):
+            tls.settimeout(None)
             host = f"{_bracketed(target.cluster.host)}:{target.cluster.port}"
             lines = (f"GET {target.path} HTTP/1.1", f"Host: {host}", "Connection: close", *shown.headers, "", "")
             tls.sendall("\r\n".join(lines).encode("ascii"))

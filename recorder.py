@@ -104,6 +104,7 @@ class Recorder:
             self._write(header.encode("utf-8", "replace") + b"\n")
         except RecordError:
             os.close(self._fd)
+            path.unlink()
             raise
 
     def output(self, data: bytes) -> None:
@@ -154,7 +155,6 @@ class Recorder:
                 while rest:
                     rest = rest[os.write(self._fd, rest) :]
             except OSError:
-                self._failed = True
                 os.ftruncate(self._fd, self.bytes_written)  # half a line would make the whole file unplayable
                 raise
         self._digest.update(line)
@@ -165,6 +165,7 @@ class Recorder:
         try:
             yield
         except OSError as exc:
+            self._failed = True
             raise RecordError(f"cannot write {self.path}: {exc.strerror}") from exc
 
 

@@ -32,6 +32,7 @@ import websocket
 
 import jumpserver
 from demo.cluster import StandIn
+from hooks import Hooks
 from tests.support import Installation, RunningServer, Terminal, nothing_left, wait_until
 
 PROGRAM = Path(jumpserver.__file__)
@@ -92,7 +93,7 @@ def server(shared: RunningServer, cluster: StandIn) -> Iterator[RunningServer]:
 
 
 @contextlib.contextmanager
-def another_server(folder: Path, cluster: StandIn, **options: str) -> Iterator[RunningServer]:
+def another_server(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
     running = RunningServer(folder, cluster, **options)
     try:
         yield running
@@ -256,6 +257,7 @@ CONFIG_ERRORS = [
     ("[Server]\nmax_sessions = 0\n", "max_sessions in [Server]"),
     ('[Server]\nallowed_origins = "https://x"\n', "allowed_origins in [Server]"),
     ("[Server]\nallowed_origins = [1]\n", "allowed_origins in [Server]"),
+    ('[Server]\ntrusted_proxies = ["proxy.example"]\n', "trusted_proxies in [Server]"),
     ("[Server\nlisten = S3CRET\n", "is not TOML"),
     ('[Server]\nlisten = "nowhere"\n', "listen in [Server]"),
     ('[Server]\nlisten = "127.0.0.1:65536"\n', "listen in [Server]"),
@@ -294,6 +296,39 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     done = run_program("-jumpserver", tmp_path / "no.toml")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert str(tmp_path / "no.toml") in done.stderr
+
+
+def test_a_server_listens_when_its_ledger_is_open_and_not_before(tmp_path: Path, cluster: StandIn) -> None:
+    config = Installation(tmp_path, cluster).config
+    config.record_path.mkdir()
+    server = jumpserver.JumpServer(config, Hooks(config.hooks_settings()))
+    port = server.server_port
+    with pytest.raises(ConnectionRefusedError), connected(port):
+        pass
+    server.start()
+    assert exchange(port, request_head("/healthz")).startswith(b"HTTP/1.1 200 ")
+    server.stop()
+
+
+def test_a_server_that_waits_for_its_sessions_to_end_takes_no_new_connection(tmp_path: Path, cluster: StandIn) -> None:
+    entered, go_on = tmp_path / "entered", tmp_path / "go_on"
+    slow = (
+        "import hooks, pathlib, threading\n"
+        "class Slow(hooks.Hooks):\n"
+        "    def on_logout(self, info):\n"
+        f"        pathlib.Path({str(entered)!r}).touch()\n"
+        f"        while not pathlib.Path({str(go_on)!r}).exists():\n"
+        "            threading.Event().wait(0.01)\n"
+        "        super().on_logout(info)\n"
+    )
+    with Program(tmp_path, cluster, hooks_file=slow) as program, program.connect() as terminal:
+        terminal.wait_for_event("session")
+        program.process.terminate()
+        wait_until(entered.exists)
+        with pytest.raises(ConnectionRefusedError), connected(program.port):
+            pass
+        go_on.touch()
+        assert program.process.wait(10) == 0
 
 
 def test_the_start_asks_no_name_server(tmp_path: Path, cluster: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,6 +677,35 @@ def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, clu
         wait_until(lambda: not len(server.server.sessions))
         with server.connect() as terminal:
             terminal.wait_for_event("session")
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"),
+    [("", "127.0.0.1"), ('"::1", "10.0.0.0/8"', "127.0.0.1"), ('"10.0.0.0/8", "127.0.0.0/8"', "203.0.113.9")],
+)
+def test_a_trusted_proxy_has_the_last_word_on_the_browsers_address(
+    tmp_path: Path, cluster: StandIn, trusted: str, address: str
+) -> None:
+    forwarded = ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 7.7.7.7, 203.0.113.9"]
+    with another_server(tmp_path, cluster, server_lines=f"trusted_proxies = [{trusted}]") as server:
+        with Terminal(websocket.create_connection(server.terminal_socket(), 10, header=forwarded)) as terminal:
+            end_shell(terminal)
+        wait_until(lambda: last_row(server)["logout_at"])
+        assert last_row(server)["remote_addr"] == address
+
+
+def test_a_handshake_may_have_its_lists_on_several_lines(server: RunningServer) -> None:
+    upgrade = (
+        "Connection: keep-alive",
+        *UPGRADE,
+        "Sec-WebSocket-Protocol: other",
+        "Sec-WebSocket-Protocol: jumpserver.v1",
+    )
+    head = request_head(f"/ssh?ssh_token={server.token()}&cols=80&rows=24", *upgrade)
+    with connected(server.port) as sock:
+        sock.sendall(head)
+        answer = read_until(sock, b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101 ") and b"jumpserver.v1" in answer
 
 
 def test_only_pages_of_allowed_origins_open_terminals(tmp_path: Path, cluster: StandIn) -> None:
@@ -1198,6 +1262,27 @@ def test_sizes_that_the_pod_does_not_take_fill_the_input_too() -> None:
     assert not waiting.wait_for_room(0)
     waiting.get()
     assert waiting.wait_for_room(0)
+
+
+def test_a_thread_that_cannot_start_ends_its_session_and_leaves_nothing_in_the_pod(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refuse_input_threads(thread: threading.Thread) -> None:
+        if thread.name.endswith("-input"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with server.connect(command=DEAF) as terminal:
+        terminal.wait_for("ready")
+        monkeypatch.setattr(threading.Thread, "start", refuse_input_threads)
+        terminal.type("x" * 100 * KIB)
+        terminal.wait_end()
+    wait_until(lambda: last_row(server)["logout_at"])
+    assert last_row(server)["reason"] == jumpserver.SERVER_FAULT.reason
+    assert last_row(server)["hung_up"] is not None
+    assert "can't start new thread" in caplog.text
 
 
 class Pod:

@@ -88,6 +88,10 @@ class Installation:
         """The page with a terminal in the pod."""
         return f"{self.url}#ssh_token={self.token(pod, **claims)}"
 
+    def terminal_socket(self, **claims: Any) -> str:
+        """The WebSocket of a terminal with a size."""
+        return f"ws://127.0.0.1:{self.port}/ssh?ssh_token={self.token(**claims)}&cols=100&rows=30"
+
     def player_url(self, filename: str) -> str:
         """The page that plays a recording."""
         return f"{self.url}player.html#filename={filename}&token={self.link_token()}"

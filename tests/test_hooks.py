@@ -741,7 +741,7 @@ def test_the_rows_of_another_server_that_lives_stay_open(make: MakeHooks, tmp_pa
     assert [file.name for file in tmp_path.glob("sessions.db.*")] == []
 
 
-SCHEMA_0_1 = """
+OLD_SCHEMA = """
 CREATE TABLE sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
@@ -752,9 +752,24 @@ VALUES ('old', '/records/old.cast', 'alice', 'default', 'demo', '', '10.0.0.1', 
 """
 
 
-def test_a_ledger_of_version_0_1_is_taken_over(tmp_path: Path) -> None:
+def test_servers_may_start_together(tmp_path: Path) -> None:
+    for number in range(5):  # each time with a new ledger
+        ledgers = [Hooks(HooksSettings(tmp_path / f"{number}.db")) for _ in range(8)]
+        barrier = threading.Barrier(len(ledgers))
+
+        def start(own: Hooks, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            own.open()
+
+        with ThreadPoolExecutor(len(ledgers)) as pool:
+            list(pool.map(start, ledgers))
+        for own in ledgers:
+            own.close()
+
+
+def test_a_ledger_from_before_the_column_server_is_taken_over(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
-        connection.executescript(SCHEMA_0_1)
+        connection.executescript(OLD_SCHEMA)
     own = Hooks(HooksSettings(tmp_path / "sessions.db"))
     assert list(own.open()) == ["/records/old.cast"]
     own.on_login(INFO)

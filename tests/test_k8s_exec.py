@@ -1534,3 +1534,19 @@ def test_a_client_key_never_reaches_a_disk(
     assert list(folder.iterdir()) == []
     if hasattr(os, "memfd_create"):
         assert folder.stat().st_mtime_ns == before
+
+
+def test_an_answer_about_a_pod_that_trickles_is_not_waited_for(ca: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k8s_exec, "_ANSWER_SECONDS", 0.5)
+    sent = 0
+
+    def trickle(connection: socket.socket, head: bytes) -> None:
+        nonlocal sent
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while sent < 1000 and not server.stopping.wait(0.02):
+            connection.sendall(b" ")
+            sent += 1
+
+    with RawServer(ca, trickle) as server:
+        assert k8s_exec.why_lost(Target(server.cluster(), "default", "demo"), time.time(), timeout=0.1) == ""
+    assert 0 < sent < 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -315,7 +316,23 @@ def test_a_constructor_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "a.cast")]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert output == [f"cannot write {tmp_path / 'a.cast'}: File too large", "True"]
-    assert (tmp_path / "a.cast").read_bytes() == b""
+    assert not (tmp_path / "a.cast").exists()
+
+
+def test_nothing_is_accepted_after_a_failed_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    monkeypatch.setattr("recorder._SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RecordError, match="Input/output error"):
+        recorder.output(b"first")
+    with pytest.raises(RecordError, match="an earlier write failed"):
+        recorder.output(b"second")
+    with pytest.raises(RecordError):
+        recorder.close()
+    assert printed(tmp_path / "a.cast") == "first"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
