@@ -114,7 +114,7 @@ def main() -> int:
                 kubeconfig.write_text(stack.enter_context(StandIn()).kubeconfig())
             run(links, kubeconfig, folder, options.port)
         return 0
-    except (OSError, jumpserver.ConfigError) as exc:
+    except (OSError, jumpserver.ConfigError, jumpserver.ListenError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return 2
 
