@@ -66,6 +66,11 @@ class TokenAuthData:
     message: str = ""  # shown above the first prompt
     cluster_file: Path | None = None  # where cluster_cfg was read, if it is the operator's own
 
+    @property
+    def place(self) -> str:
+        """``namespace/pod/container``, or without the container where none is named."""
+        return f"{self.namespace}/{self.pod_name}/{self.container_name}".rstrip("/")
+
 
 @dataclass(frozen=True)
 class SessionInfo:

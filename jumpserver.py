@@ -659,7 +659,7 @@ class Session:
     def _start_recording(self, cols: int, rows: int) -> Recorder:
         auth = self._auth
         path = recording_path(self._config.record_path.absolute(), self.id)
-        title = printable(f"{auth.user}@{auth.namespace}/{auth.pod_name}/{auth.container_name}".rstrip("/"))
+        title = printable(f"{auth.user}@{auth.place}")
         self._recorder = Recorder(path, cols, rows, title=title)
         return self._recorder
 
@@ -786,9 +786,10 @@ class Session:
     def _logout(self, end: End) -> None:
         if self._info is None:
             return
+        logout_at = time.time()
         info = dataclasses.replace(
             self._info,
-            logout_at=time.time(),
+            logout_at=logout_at,
             reason=end.reason,
             exit_code=end.exit_code,
             bytes_out=self._bytes_out,
@@ -799,7 +800,7 @@ class Session:
         log_event(
             "logout",
             **self._log_fields(),
-            seconds=time.time() - info.login_at,
+            seconds=logout_at - info.login_at,
             bytes_out=info.bytes_out,
             bytes_in=info.bytes_in,
             exit=info.exit_code,
@@ -814,9 +815,7 @@ class Session:
             hook_failure(exc, "on_logout", self.id)
 
     def _log_fields(self) -> dict[str, object]:
-        auth = self._auth
-        pod = f"{auth.namespace}/{auth.pod_name}/{auth.container_name}".rstrip("/")
-        return {"session": self.id, "user": auth.user, "pod": pod}
+        return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
 
     # The browser's thread, or the input thread.
 
@@ -1108,8 +1107,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "jumpserver"
     sys_version = ""
-
-    rbufsize = 0
 
     def setup(self) -> None:
         super().setup()

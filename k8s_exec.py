@@ -1575,12 +1575,12 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
     except (OSError, ValueError) as exc:
         sock.close()
         raise ExecRefused(0, f"no connection through the proxy {printable(host)}: {_tls_fault(exc)}") from None
-    if status == 407:
-        sock.close()
-        raise ExecRefused(0, f"the proxy {printable(host)} does not accept the name and password of proxy-url (407)")
     if status != 200:
         sock.close()
-        raise ExecRefused(0, f"the proxy {printable(host)} refused the connection with HTTP status {status}")
+        why = f"refused the connection with HTTP status {status}"
+        if status == 407:
+            why = "does not accept the name and password of proxy-url (407)"
+        raise ExecRefused(0, f"the proxy {printable(host)} {why}")
     return _unwrapped(sock, deadline) if isinstance(sock, ssl.SSLSocket) else sock
 
 

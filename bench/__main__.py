@@ -201,7 +201,7 @@ def measure_latency(lab: Lab, scale: Scale, report: Report) -> None:
 def flooding(lab: Lab, server: Server, clients: list[Any]) -> Iterator[None]:
     """Flood sessions run at full speed during the block."""
     for client in clients:
-        client.do("drain", target=lab.through_server(server, "flood", "4095", str(10**9), cluster="flood"))
+        client.do("drain", target=lab.through_server(server, "flood", str(FRAME_BYTES[0]), str(10**9), cluster="flood"))
     yield
     for client in clients:
         client.do("close")
@@ -292,16 +292,9 @@ def measure_processes(lab: Lab, scale: Scale, report: Report) -> None:
     for _ in range(scale.rounds):
         for count in PROCESSES:
             with lab.servers(count) as servers:
-                spent = sum(server.cpu_seconds for server in servers)
-                for client, cluster in zip(clients, itertools.cycle(lab.sources)):
-                    words = ("flood", str(FRAME_BYTES[0]), str(frames))
-                    client.give("flood", target=lab.through_server(servers[0], *words, cluster=cluster))
-                seconds = max(client.take()["seconds"] for client in clients)
-                for server in servers:
-                    server.wait_threads(server.idle_threads)
-                volume = _FLOODS * frames * FRAME_BYTES[0]
-                speeds[count].append(volume / seconds / MB)
-                costs[count].append((sum(server.cpu_seconds for server in servers) - spent) / (volume / 1e9))
+                speed, cost = _flood_together(lab, servers, clients, frames)
+                speeds[count].append(speed)
+                costs[count].append(cost)
                 targets = [lab.through_server(servers[0], "idle") for _ in range(scale.sessions[1])]
                 logins[count].append(len(targets) / clients[0].do("open", targets=targets, workers=8)["seconds"])
                 clients[0].do("close")
@@ -313,6 +306,20 @@ def measure_processes(lab: Lab, scale: Scale, report: Report) -> None:
             report.add(f"{_FLOODS} floods, {name} / 1 process", "x", *ratios(speeds[count], speeds[1]))
         report.add(f"{_FLOODS} floods, {name}: processor time", "s/GB", *costs[count])
         report.add(f"logins a second, {name}", "/s", *logins[count])
+
+
+def _flood_together(lab: Lab, servers: list[Server], clients: list[Any], frames: int) -> tuple[float, float]:
+    """A flood for each client; returns MB/s of all, and seconds of the servers' processor time a GB."""
+    spent = sum(server.cpu_seconds for server in servers)
+    for client, cluster in zip(clients, itertools.cycle(lab.sources)):
+        words = ("flood", str(FRAME_BYTES[0]), str(frames))
+        client.give("flood", target=lab.through_server(servers[0], *words, cluster=cluster))
+    seconds = max(client.take()["seconds"] for client in clients)
+    for server in servers:
+        server.wait_threads(server.idle_threads)
+    spent = sum(server.cpu_seconds for server in servers) - spent
+    volume = len(clients) * frames * FRAME_BYTES[0]
+    return volume / seconds / MB, spent / (volume / 1e9)
 
 
 # -- 5: start ---------------------------------------------------------------------------------------------------------

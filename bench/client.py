@@ -38,12 +38,7 @@ def request(sock: socket.socket, target: dict[str, Any], headers: str, status: b
     """Send a GET; returns what came behind the answer's head. Raises ConnectionError for another status."""
     head = f"GET {target['path']} HTTP/1.1\r\nHost: 127.0.0.1:{target['port']}\r\n{headers}\r\n"
     sock.sendall(head.encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        chunk = sock.recv(65536)
-        if not chunk:
-            raise ConnectionError(f"no answer: {answer!r}")
-        answer += chunk
+    answer = read_until(sock, b"", b"\r\n\r\n")
     if answer.split(b" ", 2)[1] != status:
         raise ConnectionError(f"refused: {answer!r}")
     return answer.partition(b"\r\n\r\n")[2]
@@ -61,13 +56,14 @@ def open_terminal(target: dict[str, Any]) -> tuple[socket.socket, bytes]:
     return sock, request(sock, target, headers, b"101")
 
 
-def read_until(sock: socket.socket, received: bytes, wanted: bytes) -> None:
-    """Receive until the wanted bytes are there."""
+def read_until(sock: socket.socket, received: bytes, wanted: bytes) -> bytes:
+    """Receive until the wanted bytes are there; returns all that came."""
     while wanted not in received:
         chunk = sock.recv(65536)
         if not chunk:
             raise ConnectionError(f"ended after {received!r}")
         received += chunk
+    return received
 
 
 def open_prompt(target: dict[str, Any]) -> tuple[socket.socket, float]:

@@ -51,7 +51,7 @@ from k8s_exec import (
     parse_frame,
     printable,
 )
-from tests.support import WAIT_SECONDS, nothing_left, wait_until
+from tests.support import WAIT_SECONDS, Listener, nothing_left, wait_until
 
 SECRET = "s3cr3t-bearer-token"
 
@@ -1093,20 +1093,14 @@ class RawServer:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             (certificate or ca.issue_cert("127.0.0.1", "localhost")).configure_cert(self._context)
         self._ca = ca
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
+        self._listener = Listener(self._talk)
+        self.port = self._listener.port
 
     def __enter__(self) -> RawServer:
-        self._threads[0].start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stopping.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
         self._listener.close()
 
     def cluster(self, **changes: Any) -> Cluster:
@@ -1114,24 +1108,13 @@ class RawServer:
         server = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority-data": b64(pem(self._ca))}
         return load_kubeconfig(kubeconfig({**server, **changes}))
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                raw, _ = self._listener.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            thread = threading.Thread(target=self._talk, args=(raw,))
-            self._threads.append(thread)
-            thread.start()
-
     def _talk(self, raw: socket.socket) -> None:
+        self.accepted += 1
         raw.settimeout(WAIT_SECONDS)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = raw
-        with contextlib.suppress(OSError):
-            if self._context is not None:
-                connection = self._context.wrap_socket(raw, server_side=True)
+        connection = raw if self._context is None else self._context.wrap_socket(raw, server_side=True)
+        self._listener.adopt(connection)
+        with connection:
             head = b""
             while self._context is not None and b"\r\n\r\n" not in head:
                 piece = connection.recv(65536)
@@ -1142,8 +1125,6 @@ class RawServer:
             self._serve(connection, head)
             while connection.recv(65536):
                 pass
-        connection.close()
-        raw.close()
 
 
 def answer(data: bytes) -> Callable[[socket.socket, bytes], None]:

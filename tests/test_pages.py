@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
 
-from tests.support import RunningServer, need_program
+from tests.support import Listener, RunningServer, need_program
 
 CHROMIUM_ARGS = [
     "--headless",
@@ -100,19 +100,16 @@ class Relay:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._target = (parts.hostname or "", parts.port or 80)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = [self._listener]
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+        self._listener = Listener(self._serve)
+        self.address = f"127.0.0.1:{self._listener.port}"
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                self._sockets += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+    def _serve(self, near: socket.socket) -> None:
+        with socket.create_connection(self._target) as far:
+            self._listener.adopt(far)
+            back = threading.Thread(target=self._copy, args=(far, near), daemon=True)
+            back.start()
+            self._copy(near, far)
+            back.join()
 
     @staticmethod
     def _copy(source: socket.socket, sink: socket.socket) -> None:
@@ -123,10 +120,7 @@ class Relay:
 
     def cut(self) -> None:
         """Close everything at once, the listener too; idempotent."""
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        self._listener.close()
 
 
 def phase(page: Page, name: str) -> None:
