@@ -1,13 +1,19 @@
 """What was seen? The recording of a session: an asciicast v2 file.
 
-Owns the path of a recording, writing it, repairing it after a crash, and finding it again. Knows nothing of
-sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes.
+Owns the path of a recording, writing it, repairing and examining it after a crash, and finding it again. Knows nothing
+of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes.
+
+Events are asciicast's own (``o`` output, ``r`` resize) and one more, ``b``: where output was not UTF-8, the ``o`` event
+has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so that nothing is
+lost. Players pass over codes that they do not know.
 """
 
 from __future__ import annotations
 
+import base64
 import codecs
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,13 +21,27 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["RecordError", "Recorder", "find_recording", "playable_size", "recording_path", "repair"]
+__all__ = [
+    "Examined",
+    "RecordError",
+    "RecordFolder",
+    "Recorder",
+    "examine",
+    "find_recording",
+    "playable_size",
+    "recording_path",
+    "repair",
+]
 
 _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
 _SCAN_BYTES = 1 << 16
+_LINE_LIMIT_BYTES = 1 << 23  # several times what the largest event can take
+_FOLDERS = 8  # between the root and a recording
+_ROOM_BYTES = 64 << 20  # free space below which no recording begins
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
     *((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")),
@@ -36,7 +56,7 @@ class RecordError(Exception):
 def recording_path(root: Path, session_id: str) -> Path:
     """Where a session's recording lies: eight two-digit folders from its id's MD5, then ``<session id>.cast``."""
     digits = hashlib.md5(session_id.encode(), usedforsecurity=False).hexdigest()[:16]
-    folders = [digits[i : i + 2] for i in range(0, 16, 2)]
+    folders = [digits[i : i + 2] for i in range(0, 2 * _FOLDERS, 2)]
     return root.joinpath(*folders, f"{session_id}.cast")
 
 
@@ -82,14 +102,81 @@ def repair(path: Path) -> int:
         raise RecordError(f"cannot repair {path}: {exc.strerror}") from exc
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What a recording says of its session when nobody else does."""
+
+    size: int  # bytes
+    sha256: str  # in hex
+    seconds: float  # from its start to its last event; 0 when it has none
+
+
+def examine(path: Path) -> Examined:
+    """Read a whole recording that nobody writes any more. Raises RecordError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_SCAN_BYTES * 16):
+                digest.update(block)
+            size = file.tell()
+            return Examined(size, digest.hexdigest(), _last_time(file, size))
+    except OSError as exc:
+        raise RecordError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _last_time(file: BinaryIO, size: int) -> float:
+    """The time of the last event; 0 where there is none, or no number that is one."""
+    file.seek(max(0, size - _LINE_LIMIT_BYTES))
+    last = file.read(_LINE_LIMIT_BYTES).rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        seconds = float(json.loads(last)[0])
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return 0.0
+    return seconds if 0 <= seconds < 1e9 else 0.0
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+class RecordFolder:
+    """The root of all recordings: made at the start only, and then the same folder for good. Any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder if it is missing. Raises RecordError."""
+        self.path = path
+        try:
+            path.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._identity = _identity(path.stat())
+        except OSError as exc:
+            raise RecordError(f"cannot make {path}: {exc.strerror}") from exc
+
+    def check(self) -> None:
+        """Raises RecordError when no recording may begin: the folder was removed or unmounted, or space runs out."""
+        try:
+            same = _identity(self.path.stat()) == self._identity
+            space = os.statvfs(self.path)
+        except OSError as exc:
+            raise RecordError(f"the record folder {self.path} is gone: {exc.strerror}") from exc
+        if not same:
+            raise RecordError(
+                f"the record folder {self.path} is not the one of the start: was it removed or unmounted?"
+            )
+        if space.f_bavail * space.f_frsize < _ROOM_BYTES:
+            raise RecordError(f"the record folder {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise RecordError(f"the record folder {self.path} cannot be written")
+
+
 class Recorder:
     """Writes one asciicast v2 file, a line an event, straight to the file. Any thread.
 
     The file exists, with its header, when the constructor returns. Every method raises RecordError when the
-    file cannot be written; from then on nothing more is accepted.
+    file cannot be written, or is no longer the one at its path; from then on nothing more is accepted.
     """
 
     def __init__(self, path: Path, cols: int, rows: int, *, title: str = "") -> None:
+        """Make the file and those of its eight folders that are missing; the root must be there."""
         self.path = path
         self.bytes_written = 0
         self._failed = False
@@ -107,10 +194,14 @@ class Recorder:
             path.unlink()
             raise
 
-    def output(self, data: bytes) -> None:
-        """Record what the pod printed. A character split over two calls comes out whole."""
+    def output(self, data: bytes, *, final: bool = False) -> bytes:
+        """Record what the pod printed; returns what of it may now be shown.
+
+        That is all but a character that is still incomplete, which comes with the next call, unless this is the
+        ``final`` one.
+        """
         with self._lock:
-            self._print(self._rest + data, final=False)
+            return self._print(self._rest + data, final)
 
     def resize(self, cols: int, rows: int) -> None:
         """Record that the terminal has a new size."""
@@ -118,33 +209,43 @@ class Recorder:
             self._event(b"r", b"%dx%d" % (cols, rows))
 
     def close(self) -> str:
-        """Finish the file and return its SHA-256 in hex. Call once, after the last event."""
+        """Finish the file and return its SHA-256 in hex, also after a write that failed. Call once, at the end."""
         with self._lock:
             try:
-                self._print(self._rest, final=True)
-                with self._translated():
-                    os.fsync(self._fd)
+                if not self._failed:
+                    self._print(self._rest, final=True)
+                    self._sync()
             finally:
                 os.close(self._fd)
             return self._digest.hexdigest()
 
-    def _print(self, data: bytes, *, final: bool) -> None:
+    def _print(self, data: bytes, final: bool) -> bytes:
         try:
             _, whole = codecs.utf_8_decode(data, "strict", final)
-            self._rest, data = data[whole:], data[:whole]
+            text = data[:whole]
         except UnicodeDecodeError:
-            text, whole = codecs.utf_8_decode(data, "replace", final)
-            self._rest, data = data[whole:], text.encode()
-        if data:
-            self._event(b"o", escape(data))
+            replaced, whole = codecs.utf_8_decode(data, "replace", final)
+            text = replaced.encode()
+        shown, self._rest = data[:whole], data[whole:]
+        if shown:
+            self._event(b"o", escape(text))
+        if text != shown:
+            self._event(b"b", base64.b64encode(shown))
+        return shown
 
     def _event(self, code: bytes, data: bytes) -> None:
         now = time.monotonic()
         self._write(b'[%.6f, "%b", "%b"]\n' % (now - self._start, code, data))
         if now - self._synced > _SYNC_SECONDS:
             self._synced = now
-            with self._translated():
-                os.fsync(self._fd)
+            self._sync()
+
+    def _sync(self) -> None:
+        """Bring the file to the disk, and see that it can still be found: a removed one is written without an error."""
+        with self._translated():
+            os.fsync(self._fd)
+            if _identity(os.fstat(self._fd)) != _identity(self.path.stat()):
+                raise FileNotFoundError(errno.ENOENT, "another file is in its place")
 
     def _write(self, line: bytes) -> None:
         if self._failed:
@@ -190,9 +291,9 @@ def _create(path: Path) -> int:
 
 
 def _make_folders(folder: Path) -> None:
-    # Not Path.mkdir(parents=True): that gives its mode to the last folder only.
+    # Not Path.mkdir(parents=True): that gives its mode to the last folder only, and would make the root again.
     missing = [folder]
-    while not missing[-1].parent.is_dir():
+    while len(missing) < _FOLDERS and not missing[-1].parent.is_dir():
         missing.append(missing[-1].parent)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder import Recorder, RecordError, find_recording, playable_size, recording_path, repair
+from recorder import Recorder, RecordError, RecordFolder, examine, find_recording, playable_size, recording_path, repair
 from tests.support import nothing_left
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,15 +68,16 @@ def test_path_is_eight_folders_of_the_md5_then_the_id(session_id: str, digest: s
 
 
 def test_file_and_folders_are_closed_to_others(tmp_path: Path) -> None:
-    path = recording_path(tmp_path / "new" / "root", "abc")
+    path = recording_path(tmp_path / "root", "abc")
     before = os.umask(0o022)
     try:
+        RecordFolder(tmp_path / "root")
         Recorder(path, 80, 24).close()
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     folders = [folder for folder in path.parents if tmp_path in folder.parents]
-    assert len(folders) == 10
+    assert len(folders) == 9
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o750}
 
 
@@ -224,6 +227,52 @@ def test_bytes_that_are_no_utf8_become_replacement_characters(tmp_path: Path) ->
     assert printed(tmp_path / "a.cast").endswith("z\N{REPLACEMENT CHARACTER}")
 
 
+def raw_output(path: Path) -> bytes:
+    """What the pod printed, byte for byte: where an event ``b`` follows an event ``o``, its bytes count."""
+    pieces: list[bytes] = []
+    for _, code, data in lines(path)[1:]:
+        if code == "o":
+            pieces.append(data.encode())
+        elif code == "b":
+            pieces[-1] = base64.b64decode(data)
+    return b"".join(pieces)
+
+
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([*(bytes((byte,)) for byte in "中é".encode("gbk"))])))
+def test_nothing_of_any_bytes_is_lost_or_shown_before_it_is_recorded(pieces: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.cast")
+        recorder = Recorder(path, 80, 24)
+        shown = b""
+        for piece in pieces:
+            shown += recorder.output(piece)
+            assert raw_output(path) == shown
+        shown += recorder.output(b"", final=True)
+        recorder.close()
+        assert raw_output(path) == shown == b"".join(pieces)
+
+
+def test_the_beginning_of_a_character_is_held_back_until_its_end_has_come(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    euro = "€".encode()
+    assert [recorder.output(b"1" + euro[:1]), recorder.output(euro[1:2]), recorder.output(euro[2:])] == [
+        b"1",
+        b"",
+        euro,
+    ]
+    recorder.close()
+    assert printed(tmp_path / "a.cast") == "1€"
+
+
+def test_output_in_gbk_can_be_read_back_from_the_recording(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    recorder.output("编码".encode("gbk") + b"\r\n")
+    recorder.output(b"plain\r\n")
+    recorder.close()
+    assert raw_output(tmp_path / "a.cast").decode("gbk") == "编码\r\nplain\r\n"
+    assert [code for _, code, _ in lines(tmp_path / "a.cast")[1:]] == ["o", "b", "o"]
+
+
 def test_a_title_with_half_a_surrogate_pair_is_written_as_valid_utf8(tmp_path: Path) -> None:
     Recorder(tmp_path / "a.cast", 80, 24, title="x\ud800y").close()
     assert lines(tmp_path / "a.cast")[0]["title"] == "x?y"
@@ -330,9 +379,76 @@ def test_nothing_is_accepted_after_a_failed_fsync(tmp_path: Path, monkeypatch: p
         recorder.output(b"first")
     with pytest.raises(RecordError, match="an earlier write failed"):
         recorder.output(b"second")
+    assert recorder.close() == hashlib.sha256((tmp_path / "a.cast").read_bytes()).hexdigest()
+    assert printed(tmp_path / "a.cast") == "first"
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("elsewhere.cast"))
+
+
+def replaced(path: Path) -> None:
+    path.rename(path.with_name("elsewhere.cast"))
+    path.write_text("another")
+
+
+def folder_removed(path: Path) -> None:
+    shutil.rmtree(path.parents[1])
+
+
+@pytest.mark.parametrize("do", [removed, moved, replaced, folder_removed], ids=lambda do: str(do.__name__))
+def test_a_recording_that_is_no_longer_at_its_path_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: Callable[[Path], None]
+) -> None:
+    path = recording_path(tmp_path, "abc")
+    recorder = Recorder(path, 80, 24)
+    recorder.output(b"kept")
+    do(path)
+    recorder.output(b"within the five seconds")
+    monkeypatch.setattr("recorder._SYNC_SECONDS", 0.0)
+    with pytest.raises(RecordError, match="cannot write"):
+        recorder.output(b"after them")
+    with pytest.raises(RecordError, match="an earlier write failed"):
+        recorder.output(b"more")
+    recorder.close()
+
+
+def test_a_removed_recording_is_noticed_at_its_end(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    (tmp_path / "a.cast").unlink()
     with pytest.raises(RecordError):
         recorder.close()
-    assert printed(tmp_path / "a.cast") == "first"
+
+
+def test_a_record_folder_that_was_removed_is_not_made_again_by_a_session(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path / "root")
+    folder.check()
+    (tmp_path / "root").rmdir()
+    with pytest.raises(RecordError, match="is gone"):
+        folder.check()
+    with pytest.raises(RecordError, match="cannot create"):
+        Recorder(recording_path(tmp_path / "root", "abc"), 80, 24)
+    assert not (tmp_path / "root").exists()
+
+
+def test_another_folder_in_the_place_of_the_record_folder_is_noticed(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path / "root")
+    (tmp_path / "root").rename(tmp_path / "old")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(RecordError, match="not the one of the start"):
+        folder.check()
+
+
+def test_a_record_folder_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RecordFolder(tmp_path)
+    space = os.statvfs(tmp_path)
+    monkeypatch.setattr("recorder._ROOM_BYTES", (space.f_bavail + space.f_bfree + 1) * space.f_frsize * 2)
+    with pytest.raises(RecordError, match="MiB left"):
+        folder.check()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -382,6 +498,37 @@ def test_repair_cuts_the_torn_line_and_nothing_else(tmp_path: Path, data: bytes,
 def test_playable_size_of_anything_ends_with_a_newline_or_is_zero(data: bytes) -> None:
     size = playable_size(io.BytesIO(data))
     assert size == data.rfind(b"\n") + 1
+
+
+HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds"),
+    [
+        (b"", 0.0),
+        (b'[1.5, "o", "a"]\n[2.25, "o", "b"]\n', 2.25),
+        (b'[1.5, "o", "' + b"x" * 3_000_000 + b'"]\n', 1.5),
+        (b'[-1, "o", "a"]\n', 0.0),
+        (b'[1e400, "o", "a"]\n', 0.0),
+        (b'[NaN, "o", "a"]\n', 0.0),
+        (b"[" + b"9" * 400 + b', "o", "a"]\n', 0.0),
+        (b'["1", "o"', 0.0),
+        (b"[" * 100_000 + b"\n", 0.0),
+    ],
+    ids=lambda value: None if isinstance(value, float) else f"{len(value)}-bytes",
+)
+def test_a_recording_says_how_long_its_session_was(tmp_path: Path, events: bytes, seconds: float) -> None:
+    path = tmp_path / "a.cast"
+    path.write_bytes(HEADER + events)
+    found = examine(path)
+    assert (found.seconds, found.size) == (seconds, len(HEADER + events))
+    assert found.sha256 == hashlib.sha256(HEADER + events).hexdigest()
+
+
+def test_a_missing_recording_cannot_be_examined(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="cannot read"):
+        examine(tmp_path / "no.cast")
 
 
 def test_repair_of_a_missing_file_says_so(tmp_path: Path) -> None:
