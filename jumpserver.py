@@ -48,9 +48,22 @@ import simple_websocket
 from wsproto.events import CloseConnection, Ping
 from wsproto.utilities import LocalProtocolError
 
-from hooks import SECRET_MINIMUM_BYTES, Denied, HookError, Hooks, HooksSettings, SessionInfo, load_hooks
+from hooks import (
+    SECRET_MINIMUM_BYTES,
+    Denied,
+    HookError,
+    Hooks,
+    HooksSettings,
+    Keeper,
+    LedgerError,
+    SessionInfo,
+    TokenAuthData,
+    load_hooks,
+    log_event,
+)
 from k8s_exec import (
     KEEP_ALIVE_SECONDS,
+    SHELLS,
     Cluster,
     ExecError,
     ExitStatus,
@@ -67,7 +80,16 @@ from k8s_exec import (
     printable,
     why_lost,
 )
-from recorder import Recorder, RecordError, find_recording, playable_size, recording_path, repair
+from recorder import (
+    Recorder,
+    RecordError,
+    RecordFolder,
+    examine,
+    find_recording,
+    playable_size,
+    recording_path,
+    repair,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,17 +99,6 @@ else:
 __version__ = "0.1.0"
 
 log = logging.getLogger("jumpserver")
-
-
-def log_event(event: str, **fields: object) -> None:
-    """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
-    pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
-    log.info("%s", " ".join((event, *pairs)))
-
-
-def _log_value(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if re.fullmatch(r"[!#-<>-\[\]-~]+", text) else json.dumps(text)
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -322,8 +333,10 @@ BROWSER_LEFT = End("the browser closed the connection", notice=False)
 SHUTTING_DOWN = End("the server is shutting down", BUSY)
 SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
 RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERNAL)
+LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
+NO_DESCRIPTORS = End("the server has as many files and connections open as it may; try again later", BUSY)
 NOT_UNDERSTOOD = End("the browser sent a message that is not understood", BAD_REQUEST)
 
 
@@ -350,14 +363,22 @@ class _SharedSocket:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.lock = threading.RLock()  # guards sends
-        self.recv = sock.recv
+        self.silent = False  # whether the peer did not answer in time
         self.fileno = sock.fileno
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._sock.recv(size)
+        except TimeoutError:  # TCP_USER_TIMEOUT
+            self.silent = True
+            raise
 
     def send(self, data: bytes) -> int:
         with self.lock:
             try:
                 self._sock.sendall(data)
-            except OSError:
+            except OSError as exc:
+                self.silent = self.silent or isinstance(exc, (BlockingIOError, TimeoutError))  # SO_SNDTIMEO
                 self.close()  # part of a frame may be out: nothing can follow it
                 raise
         return len(data)
@@ -381,7 +402,6 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def __init__(self, sock: socket.socket, key: str, subprotocol: str, session: Session) -> None:
         """Answer the upgrade request whose Sec-WebSocket-Key is ``key``. Raises OSError."""
         self._session = session
-        self._silent = False
         self._shared = _SharedSocket(sock)
         self._started = threading.Event()
         sock.settimeout(None)
@@ -427,11 +447,11 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def _why_ended(self) -> End:
         if self.incoming_message_len > MESSAGE_LIMIT_BYTES:
             return MESSAGE_TOO_BIG
-        return BROWSER_SILENT if self._silent else BROWSER_LEFT
+        return BROWSER_SILENT if self._shared.silent else BROWSER_LEFT
 
     def close(self, reason: int | None = None, message: str | None = None) -> None:
         """Called by simple-websocket when a ping was not answered."""
-        self._silent = True
+        self._shared.silent = True
         super().close(reason, message)
 
     def _deliver(self, message: str | bytes) -> None:
@@ -476,6 +496,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 HANG_UP_TIMEOUT_SECONDS = 5.0
+STOP_SECONDS = 20.0  # for a clean end of the server
 WHY_TIMEOUT_SECONDS = 2.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
 SMALL_INPUT_BYTES = 4096  # what a socket that can be written takes without blocking
@@ -598,10 +619,12 @@ class Session:
     ``validate`` and ``run`` belong to the connection's thread; ``stop`` and ``abort`` to any.
     """
 
-    def __init__(self, config: Config, hooks: Hooks, remote_addr: str) -> None:
+    def __init__(self, config: Config, hooks: Hooks, keeper: Keeper, folder: RecordFolder, remote_addr: str) -> None:
         self.id = str(uuid.uuid4())
         self._config = config
         self._hooks = hooks
+        self._keeper = keeper
+        self._folder = folder
         self._remote_addr = remote_addr
         self._input = BrowserInput()
         self._lock = threading.Lock()  # guards _end, _pod and _browser where threads other than the owner look
@@ -613,10 +636,10 @@ class Session:
         self._input_thread: threading.Thread | None = None
         self._recorder: Recorder | None = None
         self._info: SessionInfo | None = None
+        self._login_time = 0.0  # monotonic
         self._bytes_out = 0
         self._bytes_in = 0
         self._digest = ""
-        self._hung_up: int | None = None  # processes that the session left in the pod; None: not checked
 
     # The connection's thread.
 
@@ -636,9 +659,10 @@ class Session:
             with self._lock:
                 self._browser = browser
             size = size or self._input.first_size(FIRST_SIZE_SECONDS) or DEFAULT_SIZE
+            target = self._find_target()
             recorder = self._start_recording(*size)
-            self._login(recorder)
-            pod = self._open_pod(size)
+            self._login(recorder, target)
+            pod = self._open_pod(target, size)
             self._relay_output(pod, recorder, browser)
         except BrowserGone:
             if self._browser is not None:  # its thread knows best why, and may be about to say so
@@ -656,29 +680,40 @@ class Session:
         finally:
             self._finish()
 
+    def _find_target(self) -> Target:
+        """Read the kubeconfig. From here on the namespace is the one that is really used."""
+        cluster = load_cluster(self._config, self._auth)
+        self._auth = dataclasses.replace(self._auth, namespace=self._auth.namespace or cluster.namespace)
+        return Target(cluster, self._auth.namespace, self._auth.pod_name, self._auth.container_name)
+
     def _start_recording(self, cols: int, rows: int) -> Recorder:
-        auth = self._auth
+        self._folder.check()
         path = recording_path(self._config.record_path.absolute(), self.id)
-        title = printable(f"{auth.user}@{auth.place}")
+        title = printable(f"{self._auth.user}@{self._auth.place}")
         self._recorder = Recorder(path, cols, rows, title=title)
         return self._recorder
 
-    def _login(self, recorder: Recorder) -> None:
-        self._info = SessionInfo(self.id, str(recorder.path), self._auth, self._remote_addr, time.time())
-        log_event("login", **self._log_fields(), remote=self._remote_addr, file=self._info.filename)
+    def _login(self, recorder: Recorder, target: Target) -> None:
+        cluster = self._auth.cluster or target.cluster.host
+        info = SessionInfo(self.id, str(recorder.path), self._auth, self._remote_addr, time.time(), cluster=cluster)
+        self._login_time = time.monotonic()
+        hook = "the ledger"
         try:
-            self._hooks.on_login(self._info)
+            self._hooks.ledger.login(info)
+            self._info = info
+            log_event("login", **self._log_fields(), cluster=cluster, remote=self._remote_addr, file=info.filename)
+            hook = "on_login"
+            self._hooks.on_login(info)
         except Exception as exc:
-            raise Refused(hook_failure(exc, "on_login", self.id)) from None
+            raise Refused(hook_failure(exc, hook, self.id)) from None
 
-    def _open_pod(self, size: tuple[int, int]) -> PodExec:
+    def _open_pod(self, target: Target, size: tuple[int, int]) -> PodExec:
         with self._lock:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
         auth = self._auth
-        cluster = self._load_cluster()
-        self._target = Target(cluster, auth.namespace or cluster.namespace, auth.pod_name, auth.container_name)
-        shell = open_shell(self._target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
+        self._target = target
+        shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
         pod, self._hang_up_program = shell.pod, shell.program
         with self._lock:
             self._pod = pod
@@ -686,14 +721,6 @@ class Session:
         if stopped:  # while the pod was being opened, when stop() could not reach it
             pod.abort()
         return pod
-
-    def _load_cluster(self) -> Cluster:
-        auth = self._auth
-        if auth.cluster_file is not None:
-            return load_kubeconfig(auth.cluster_cfg, trust=Trust(folder=auth.cluster_file.parent))
-        if auth.cluster_cfg:
-            return load_kubeconfig(auth.cluster_cfg, trust=self._config.trust())
-        return in_cluster()
 
     def _relay_output(self, pod: PodExec, recorder: Recorder, browser: BrowserSocket) -> None:
         auth = self._auth
@@ -714,10 +741,14 @@ class Session:
                 if not output:
                     break
                 self._bytes_out += len(output)
-                recorder.output(output)
-                browser.send(output)
+                shown = recorder.output(output)
+                if shown:
+                    browser.send(shown)
                 while not self._input.wait_resumed(KEEP_ALIVE_SECONDS):
                     pod.keep_alive()
+            rest = recorder.output(b"", final=True)
+            if rest:
+                browser.send(rest)
             if pod.exit is not None:
                 self.stop(self._exit_end(pod.exit))
         except PodLost as exc:
@@ -725,8 +756,7 @@ class Session:
 
     def _show(self, browser: BrowserSocket, recorder: Recorder, text: str) -> None:
         """Print a line of the server's own: recorded first, as all that is shown."""
-        recorder.output(text.encode("utf-8", "replace"))
-        browser.send(text.encode("utf-8", "replace"))
+        browser.send(recorder.output(text.encode("utf-8", "replace")))
 
     def _exit_end(self, status: ExitStatus) -> End:
         code = status.code
@@ -753,19 +783,18 @@ class Session:
             steps.callback(self._say_goodbye, end)
 
     def _close_pod(self) -> None:
-        """Free the connection; end what a session without an exit status left in the pod."""
-        if self._pod is None or self._target is None:
-            return
-        if self._input_thread is not None:
-            self._input_thread.join()
-        self._pod.close()
-        if self._pod.exit is None:
-            timeout = HANG_UP_TIMEOUT_SECONDS
-            self._hung_up = hang_up(self._target, self.id, self._hang_up_program, timeout=timeout)
+        if self._pod is not None:
+            if self._input_thread is not None:
+                self._input_thread.join()
+            self._pod.close()
 
     def _close_recording(self) -> None:
+        if self._recorder is None:
+            return
         try:
-            if self._recorder is not None:
+            if self._info is None:
+                self._recorder.discard()
+            else:
                 self._digest = self._recorder.close()
         except RecordError as exc:
             log_event("error", session=self.id, error=exc)
@@ -774,7 +803,7 @@ class Session:
         notice = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode()
         with contextlib.suppress(RecordError):
             if end.notice and self._recorder is not None:
-                self._recorder.output(notice)
+                notice = self._recorder.output(notice)
         if self._browser is None:
             return
         with contextlib.suppress(BrowserGone):
@@ -784,35 +813,39 @@ class Session:
         self._browser.finish(end.close_code, end.reason)
 
     def _logout(self, end: End) -> None:
+        """Hand the rest over to the keeper: a hang-up, the ledger, the platform."""
         if self._info is None:
+            log_event("refusal", **self._log_fields(), remote=self._remote_addr, reason=end.reason)
             return
-        logout_at = time.time()
+        seconds = time.monotonic() - self._login_time
         info = dataclasses.replace(
             self._info,
-            logout_at=logout_at,
+            auth=self._auth,
+            logout_at=self._info.login_at + seconds,
             reason=end.reason,
             exit_code=end.exit_code,
             bytes_out=self._bytes_out,
             bytes_in=self._bytes_in,
+            size=self._recorder.bytes_written if self._recorder else None,
             sha256=self._digest,
-            hung_up=self._hung_up,
         )
         log_event(
             "logout",
             **self._log_fields(),
-            seconds=logout_at - info.login_at,
+            seconds=seconds,
             bytes_out=info.bytes_out,
             bytes_in=info.bytes_in,
             exit=info.exit_code,
-            hung_up=info.hung_up,
             reason=info.reason,
         )
-        try:
-            self._hooks.on_logout(info)
-        except Denied as exc:  # nobody is left to be refused: the platform did not take the news
-            log_event("error", session=self.id, hook="on_logout", error=printable(str(exc)))
-        except Exception as exc:
-            hook_failure(exc, "on_logout", self.id)
+        left = self._pod is not None and self._target is not None and self._pod.exit is None
+        self._keeper.ended(info, self._hang_up if left else None)
+
+    def _hang_up(self) -> tuple[int | None, bool]:
+        """End what a session without an exit status left in the pod. A thread of the keeper's."""
+        assert self._target is not None  # noqa: S101
+        count = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
+        return count, count is None
 
     def _log_fields(self) -> dict[str, object]:
         return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
@@ -876,8 +909,8 @@ class Session:
         """End the session; the first reason wins and is returned. Does not wait.
 
         Wakes: every thread in ``pod.read`` and ``pod.write`` (the pod's connection is dropped); waits for input, for
-        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s), its
-        hang-up (5 s), asking why it was lost (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
+        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s),
+        asking why it was lost (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
         abort() wakes it).
         """
         with self._lock:
@@ -903,8 +936,13 @@ class Session:
 
     def fault(self) -> None:
         """Log the exception that is being handled, and end the session with it: it is this server's fault."""
-        log.error("error session=%s\n%s", self.id, traceback.format_exc())
-        self.stop(SERVER_FAULT)
+        exc = sys.exc_info()[1]
+        if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+            log_event("error", session=self.id, error=exc.strerror)
+            self.stop(NO_DESCRIPTORS)
+        else:
+            log.error("error session=%s\n%s", self.id, traceback.format_exc())
+            self.stop(SERVER_FAULT)
 
 
 def parse_message(message: str | bytes) -> Item | bool | None:
@@ -932,13 +970,80 @@ def parse_message(message: str | bytes) -> Item | bool | None:
 
 
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
-    """What the user is told when a hook raised; anything but Denied is logged with its traceback."""
+    """What the user is told when a hook raised. HookError is logged in a line, the unforeseen with its traceback."""
+
+    def without_token(text: str) -> str:
+        return text.replace(token, "[token]") if token else text
+
     if isinstance(exc, Denied):
-        text = str(exc).replace(token, "[token]") if token else str(exc)
-        return End(printable(text), DENIED)
-    trace = traceback.format_exc()
-    log.error("error session=%s hook=%s\n%s", session_id, hook, trace.replace(token, "[token]") if token else trace)
+        return End(printable(without_token(str(exc))), DENIED)
+    if isinstance(exc, HookError):
+        log_event("error", session=session_id, hook=hook, error=without_token(str(exc)))
+        return LEDGER_FAILED if isinstance(exc, LedgerError) else HOOK_FAILED
+    log.error("error session=%s hook=%s\n%s", session_id, hook, without_token(traceback.format_exc()))
     return HOOK_FAILED
+
+
+def load_cluster(config: Config, auth: TokenAuthData) -> Cluster:
+    """The cluster of a token: its own kubeconfig, the operator's, or the one that this server runs in.
+
+    Raises KubeconfigError.
+    """
+    if auth.cluster_file is not None:
+        trust = Trust(folder=auth.cluster_file.parent)
+    elif auth.cluster_cfg:
+        trust = config.trust()
+    else:
+        return in_cluster()
+    return load_kubeconfig(auth.cluster_cfg, auth.context, trust)
+
+
+class Chores:
+    """What the keeper needs of recordings and pods."""
+
+    def __init__(self, config: Config, folder: RecordFolder) -> None:
+        self._config = config
+        self._folder = folder
+
+    def check(self) -> str:
+        """Why no recording can begin now; "" when it can."""
+        try:
+            self._folder.check()
+        except RecordError as exc:
+            return str(exc)
+        return ""
+
+    def examine(self, info: SessionInfo) -> SessionInfo:
+        """Cut the torn last line of a lost session's recording; returns the session with what the recording says."""
+        lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
+        try:
+            path = find_recording(self._config.record_path, info.filename)
+            log_event("mended", session=info.session_id, file=path, bytes_cut=repair(path))
+            found = examine(path)
+        except RecordError as exc:
+            log_event("error", session=info.session_id, error=exc)
+            return lost
+        logout_at = min(info.login_at + found.seconds, lost.logout_at or info.login_at)
+        return dataclasses.replace(lost, logout_at=logout_at, size=found.size, sha256=found.sha256)
+
+    def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
+        """Hang up a session of a server that has died: how many processes, and whether to try again."""
+        auth = info.auth
+        try:
+            if auth.cluster:
+                file = self._config.Clusters[auth.cluster]
+                auth = dataclasses.replace(auth, cluster_cfg=file.read_text("utf-8"), cluster_file=file)
+            cluster = load_cluster(self._config, auth)
+            target = Target(cluster, auth.namespace, auth.pod_name, auth.container_name)
+        except (OSError, ValueError, LookupError, ExecError) as exc:
+            log_event("error", session=info.session_id, error=f"cannot be hung up: {type(exc).__name__}: {exc}")
+            return None, False
+        count = None
+        for program in SHELLS:  # which one it was died with the server
+            count = hang_up(target, info.session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
+            if count is not None:
+                break
+        return count, False
 
 
 class SessionRegistry:
@@ -969,6 +1074,12 @@ class SessionRegistry:
     def __len__(self) -> int:
         with self._changed:
             return len(self._sessions)
+
+    @property
+    def closing(self) -> bool:
+        """Whether no more are taken."""
+        with self._changed:
+            return self._closing
 
     def close(self, end: End) -> None:
         """Take no more, and stop those that are open. Does not wait."""
@@ -1101,7 +1212,12 @@ class _HeadReader(socket.SocketIO):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request on its connection's own thread, then closes the connection."""
 
-    ROUTES: ClassVar[Mapping[str, str]] = {"/ssh": "_ssh", "/records/play": "_play", "/healthz": "_healthz"}
+    ROUTES: ClassVar[Mapping[str, str]] = {
+        "/ssh": "_ssh",
+        "/records/play": "_play",
+        "/healthz": "_healthz",
+        "/readyz": "_readyz",
+    }
 
     server: JumpServer
     protocol_version = "HTTP/1.1"
@@ -1187,13 +1303,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _healthz(self, query: Mapping[str, str]) -> None:
         self._answer(200, "alive")
 
+    def _readyz(self, query: Mapping[str, str]) -> None:
+        trouble = self.server.trouble()
+        self._answer(503 if trouble else 200, trouble or "ready")
+
     # /ssh
 
     def _ssh(self, query: Mapping[str, str]) -> None:
         if not self._is_upgrade():
             self._answer(400, "this address is for WebSockets")
             return
-        session = Session(self.server.config, self.server.hooks, self._remote_addr())
+        server = self.server
+        session = Session(server.config, server.hooks, server.keeper, server.folder, self._remote_addr())
         threading.current_thread().name = f"{session.id}-output"
         try:
             self._check_origin()
@@ -1367,9 +1488,11 @@ class JumpServer(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
 
     def __init__(self, config: Config, hooks: Hooks) -> None:
-        """Bind the address; ``start`` listens. Raises ListenError."""
+        """Make the record folder and bind the address; ``start`` listens. Raises RecordError, ListenError."""
         self.config = config
         self.hooks = hooks
+        self.folder = RecordFolder(config.record_path)
+        self.keeper = Keeper(hooks, Chores(config, self.folder))
         self.sessions = SessionRegistry(config.Server.max_sessions)
         self.assets = load_assets()
         self.security_headers = {
@@ -1433,26 +1556,35 @@ class JumpServer(http.server.ThreadingHTTPServer):
             log.error("error remote=%s\n%s", client_address[0], traceback.format_exc())
 
     def start(self) -> None:
-        """Open the ledger, mend what a crash left, and serve on a thread of its own. Raises HookError, ListenError."""
-        for filename in self.hooks.open():
-            mend_recording(Path(filename))
+        """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
+        self.hooks.open()
+        self.keeper.start()
         self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
         self._thread.start()
         host, port = self.server_address[:2]
         log_event("start", version=__version__, listen=f"{host!s}:{port}", records=self.config.record_path)
 
-    def stop(self, grace: float = 10.0) -> None:
-        """End all sessions with a word in their terminals, then everything else. Blocks for 2 x ``grace`` at most."""
+    def trouble(self) -> str:
+        """Why no terminal can be opened now; "" when one can."""
+        return SHUTTING_DOWN.reason if self.sessions.closing else self.keeper.trouble
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End all sessions with a word in their terminals, then everything else. Blocks for ``seconds`` at most.
+
+        Half of the time is the sessions' own; then their browsers are dropped; the last quarter is the keeper's.
+        """
         started = self._thread.is_alive()
+        deadline = time.monotonic() + seconds
         if started:
             self.shutdown()
             self._thread.join()
         self.server_close()  # first: new connections must be refused, or go to another server on the port
         self.sessions.close(SHUTTING_DOWN)
-        if not self.sessions.wait_empty(grace):
+        if not self.sessions.wait_empty(seconds / 2):
             self.sessions.abort()
-            self.sessions.wait_empty(grace)
+            self.sessions.wait_empty(seconds / 4)
         self._drop_connections()
+        self.keeper.finish(deadline)
         self.hooks.close()
         if started:
             log_event("stop")
@@ -1463,14 +1595,6 @@ class JumpServer(http.server.ThreadingHTTPServer):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self._connections, timeout=1.0)
-
-
-def mend_recording(path: Path) -> None:
-    """Cut the torn last line of a recording that a crash cut off."""
-    try:
-        log_event("mended", file=path, bytes_cut=repair(path))
-    except RecordError as exc:
-        log_event("error", error=exc)
 
 
 # -- the program ------------------------------------------------------------------------------------------------------
@@ -1494,7 +1618,7 @@ def main(arguments: list[str] | None = None) -> int:
         return serve(config, hooks_class(config.hooks_settings()))
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
-    except (HookError, ListenError) as exc:
+    except (HookError, RecordError, ListenError) as exc:
         print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
     return 2
 

@@ -219,6 +219,14 @@ class Recorder:
                 os.close(self._fd)
             return self._digest.hexdigest()
 
+    def discard(self) -> None:
+        """Remove the file of a session that never began. In place of ``close``."""
+        with self._lock:
+            os.close(self._fd)
+            self._failed = True
+            with self._translated():
+                self.path.unlink(missing_ok=True)
+
     def _print(self, data: bytes, final: bool) -> bytes:
         try:
             _, whole = codecs.utf_8_decode(data, "strict", final)
