@@ -446,7 +446,8 @@ _TELL, _HANG_UP = 1, 2
 _UNFINISHED = "(logout_at IS NULL OR todo > 0)"
 _UNFINISHED_SERVERS = f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}"  # noqa: S608
 _INDEX = f"CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED}"
-_WAIT_SECONDS = 0.5  # for a file that another process has locked, and for one's turn
+_LOCKED_SECONDS = 0.5  # for a file that another process has locked
+_STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
 _ALONE_SECONDS = 5.0
 _ROOM_BYTES = 16 << 20  # free space below which no session begins
 _SPENT_SECONDS = 24 * 3600.0  # how far the clock may go back without making a spent token good again
@@ -512,7 +513,7 @@ class Ledger:
     def _connect(self) -> None:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o640))  # SQLite would make it readable by all
         self._connection = sqlite3.connect(
-            self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
         there = {row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")}
@@ -652,8 +653,8 @@ class Ledger:
     def _wait_turn(self) -> None:
         """Wait as long as those before get on; not behind those that themselves wait for a locked file."""
         started = time.monotonic()
-        while not self._lock.acquire(timeout=_WAIT_SECONDS / 5):
-            if time.monotonic() - max(started, self._progress) > _WAIT_SECONDS:
+        while not self._lock.acquire(timeout=_STUCK_SECONDS / 10):
+            if time.monotonic() - max(started, self._progress) > _STUCK_SECONDS:
                 raise LedgerError(f"db in [Audit]: {self.path} is locked")
 
 
@@ -696,7 +697,7 @@ def _unfinished(row: sqlite3.Row) -> Unfinished:
 _DAY_SECONDS = 24 * 3600.0  # for so long the platform is told again, and a hang-up tried again
 _LONGEST_PAUSE_SECONDS = 300.0  # between two tries
 _CALLS_AT_ONCE = 32
-_CALLS_A_PEER = 4  # of these, to one platform or cluster: one that is slow does not hold up the others
+_CALLS_A_PEER = 8  # of these, to one platform or cluster: one that is slow does not hold up the others
 _TICK_SECONDS = 1.0
 _LOOK_SECONDS = 2.0  # between two looks at ledger and record folder
 _ADOPT_SECONDS = 20.0  # between two looks for servers that have died

@@ -730,6 +730,7 @@ class Session:
             namespace=auth.namespace,
             pod=auth.pod_name,
             container=auth.container_name,
+            cluster=self._info.cluster if self._info else "",
             user=auth.user,
         )
         if auth.message:
@@ -838,7 +839,7 @@ class Session:
             exit=info.exit_code,
             reason=info.reason,
         )
-        left = self._pod is not None and self._target is not None and self._pod.exit is None
+        left = self._hang_up_program and self._pod is not None and self._pod.exit is None
         self._keeper.ended(info, self._hang_up if left else None)
 
     def _hang_up(self) -> tuple[int | None, bool]:

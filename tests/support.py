@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +28,8 @@ import jumpserver
 from demo.cluster import StandIn
 
 WAIT_SECONDS = 10.0
+START_SECONDS = 20.0
+PROGRAM = Path(jumpserver.__file__)
 
 
 def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
@@ -112,6 +118,10 @@ class Installation:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute("SELECT * FROM sessions ORDER BY login_at")]
 
+    def wait_settled(self, seconds: float = WAIT_SECONDS) -> None:
+        """Wait until every session has ended, and nothing is left to do about any."""
+        wait_until(lambda: all(row["logout_at"] and not row["todo"] for row in self.rows()), "the ledger", seconds)
+
     def connect(
         self, pod: str = "demo", *, v1: bool = True, size: str = "&cols=100&rows=30", **claims: Any
     ) -> Terminal:
@@ -139,11 +149,44 @@ class RunningServer(Installation):
         self.port = int(self.server.server_address[1])
         self._stopped = False
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = jumpserver.STOP_SECONDS) -> None:
         """Stop the server; once is enough."""
         if not self._stopped:
             self._stopped = True
-            self.server.stop()
+            self.server.stop(seconds)
+
+
+class Program(Installation):
+    """A jumpserver in a process of its own."""
+
+    def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
+        super().__init__(folder, cluster, **options)
+        self.log_file = folder / "log"
+
+    def __enter__(self) -> Program:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, flag: str = "-jumpserver") -> None:
+        with self.log_file.open("wb") as log:
+            command = [sys.executable, str(PROGRAM), flag, str(self.config_file)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
+        found = re.search(r" listen=\S+:(\d+)", self.log())
+        assert found, self.log()
+        self.port = int(found[1])
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(5)
 
 
 class Terminal:
@@ -263,6 +306,29 @@ class Listener:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str = "1m") -> Iterator[None]:
+    """A real file system of that size at the folder."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=False)  # the test may have done so
+
+
+def fill_up(folder: Path) -> Path:
+    """Leave no byte free; remove the returned file to make room."""
+    descriptor = os.open(folder / "fill", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+    return folder / "fill"
 
 
 def need_program(name: str) -> str:

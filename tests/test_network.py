@@ -343,7 +343,7 @@ def test_a_server_below_a_path_is_reached_by_all_requests(tmp_path: Path) -> Non
             with server.connect() as terminal:
                 terminal.type("sleep 1000 & echo rea''dy\n")
                 terminal.wait_for("ready\r\n")
-            wait_until(lambda: server.rows()[0]["logout_at"], "the end of the session")
+            server.wait_settled()
             assert server.rows()[0]["hung_up"] is not None
             terminal = server.connect()
             terminal.wait_for_event("session")
