@@ -22,8 +22,11 @@ import websocket
 import hooks
 import jumpserver
 from demo.cluster import StandIn
+from k8s_exec import Trust
 
 WAIT_SECONDS = 10.0
+LOOPBACK = Trust(allow_servers=("127.0.0.0/8", "::1"))  # for a kubeconfig as it comes with a token
+ALLOW_LOOPBACK = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'  # the same in a configuration
 
 
 def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
