@@ -1274,7 +1274,10 @@ class TlsStream:
         return data
 
     def send(self, data: bytes) -> int:
-        """Send all of it, blocking while the peer takes nothing. One writer at a time. Raises OSError."""
+        """Send all of it, blocking while the peer takes nothing (the upgrade request: until the deadline).
+
+        One writer at a time. Raises OSError, and EOFError before the stream is open.
+        """
         view = memoryview(data)
         while view:
             wanted = select.POLLOUT
@@ -1286,7 +1289,13 @@ class TlsStream:
                 wanted = select.POLLIN
             except ssl.SSLWantWriteError:
                 pass
-            self._wait(wanted, None)
+            except OSError:
+                # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
+                if self._handshake_bytes or self._receive():
+                    raise
+                break
+            if not self._wait(wanted, None if self._handshake_bytes else self._handshake_deadline):
+                raise TimeoutError("timed out")
         return len(data)
 
     def writable(self) -> bool:
@@ -1613,7 +1622,7 @@ def _refuse_server(host: str) -> NoReturn:
 
 def _connect(host: str, port: int, allowed: tuple[str, ...] | None, deadline: float) -> socket.socket:
     """A TCP connection to one of the host's addresses, tried in turn. Raises ExecRefused with a sentence."""
-    at = f"{printable(host)}:{port}"
+    at = printable(_authority(host, port))
     by_address = any(_network(pattern) for pattern in allowed or ())
     if not by_address and not _may_reach(allowed, host, host):
         _refuse_server(at)  # and look nothing up
@@ -1678,7 +1687,7 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
 
 
 def _connect_request(proxy: urllib.parse.SplitResult, cluster: Cluster) -> bytes:
-    target = _authority(cluster)
+    target = _authority(cluster.host, cluster.port)
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.username is not None:
         pair = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
@@ -1748,16 +1757,17 @@ def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
     return near
 
 
-def _authority(cluster: Cluster, default_port: int = 0) -> str:
+def _authority(host: str, port: int, default_port: int = 0) -> str:
     """Host and port for a request line or a Host header (RFC 9110, section 7.2), without a zone (RFC 6874)."""
-    host = cluster.host.partition("%")[0]
+    host = host.partition("%")[0]
     host = f"[{host}]" if ":" in host else host
-    return host if cluster.port == default_port else f"{host}:{cluster.port}"
+    return host if port == default_port else f"{host}:{port}"
 
 
 def _tls_name(host: str) -> str:
     """The name that a certificate must have, and that SNI tells: without zone and final dot (RFC 6066, section 3)."""
-    return host.strip("[]").partition("%")[0].rstrip(".")
+    host = host.strip("[]").partition("%")[0].rstrip(".")
+    return str(getattr(_address(host), "ipv4_mapped", None) or host)
 
 
 @contextlib.contextmanager
@@ -1791,7 +1801,7 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
 
 
 def _no_tls(cluster: Cluster, exc: Exception) -> ExecRefused:
-    at = f"{printable(cluster.host)}:{cluster.port}"
+    at = printable(_authority(cluster.host, cluster.port))
     return ExecRefused(0, f"no TLS connection to the cluster at {at}: {_tls_fault(exc)}")
 
 
@@ -2100,8 +2110,8 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
     """Raises ExecRefused for a refusal, PodLost for an answer that does not say whether the program runs."""
     try:
         sock: websocket.WebSocket = websocket.create_connection(
-            f"wss://{_authority(cluster)}{path}",
-            host=_authority(cluster, 443),
+            f"wss://{_authority(cluster.host, cluster.port)}{path}",
+            host=_authority(cluster.host, cluster.port, 443),
             socket=stream,
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
@@ -2236,9 +2246,10 @@ def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
         shown = credential(target.cluster.user, deadline)
         with dial(target.cluster, shown, deadline) as tls, _limited(deadline, functools.partial(_drop, tls)):
             tls.settimeout(None)
-            host = _authority(target.cluster, 443)
+            host = _authority(target.cluster.host, target.cluster.port, 443)
             lines = (f"GET {target.path} HTTP/1.1", f"Host: {host}", "Connection: close", *shown.headers, "", "")
-            tls.sendall("\r\n".join(lines).encode("ascii"))
+            with contextlib.suppress(OSError):  # who refuses before it has read all says why
+                tls.sendall("\r\n".join(lines).encode("ascii"))
             response = http.client.HTTPResponse(tls)
             response.begin()
             said = explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)

@@ -17,7 +17,7 @@ import pytest
 import k8s_exec
 from demo.cluster import StandIn, User
 from k8s_exec import ExecRefused, KubeconfigError, PodExec, Target, Trust, credential, load_kubeconfig
-from tests.support import ALLOW_LOOPBACK, LOOPBACK, RunningServer, nothing_left, wait_until
+from tests.support import ALLOW_LOOPBACK, LOOPBACK, RunningServer, kubeconfig, nothing_left, wait_until
 
 API = "client.authentication.k8s.io/"
 USERS = (User("demo", password="p:ss wörd"), User("boss", frozenset(("impersonate",))), User("nobody", frozenset()))
@@ -32,20 +32,6 @@ def cluster() -> Iterator[StandIn]:
 
 def b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
-
-
-def kubeconfig(cluster: StandIn | None, user: dict[str, Any], **more: Any) -> str:
-    """A kubeconfig in JSON for that user."""
-    place = {"server": cluster.url, "certificate-authority-data": b64(cluster.ca_pem)} if cluster else {}
-    place = {"server": "https://k8s.example", **place, **more}
-    return json.dumps(
-        {
-            "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": place}],
-            "users": [{"name": "u", "user": user}],
-        }
-    )
 
 
 def run(text: str, trust: Trust = LOOPBACK, command: tuple[str, ...] = ("true",)) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import json
 import select
 import socket
 import ssl
@@ -20,8 +19,18 @@ import trustme
 
 import k8s_exec
 from demo.cluster import StandIn
-from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, PodExec, Target, Trust, dial, load_kubeconfig
-from tests.support import ALLOW_LOOPBACK, LOOPBACK, Listener, RunningServer, nothing_left, wait_until
+from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, Trust, dial, load_kubeconfig
+from tests.support import (
+    ALLOW_LOOPBACK,
+    Listener,
+    RunningServer,
+    kubeconfig,
+    nothing_left,
+    opened,
+    output_of,
+    refusal,
+    wait_until,
+)
 
 SECRET = "pr0xy-p:ss"
 
@@ -31,38 +40,6 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "NO_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-def kubeconfig(cluster: StandIn, **place: Any) -> str:
-    """A kubeconfig in JSON; ``place`` changes its cluster."""
-    ca = base64.b64encode(cluster.ca_pem.encode()).decode()
-    document = {
-        "current-context": "x",
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": cluster.url, "certificate-authority-data": ca, **place}}],
-        "users": [{"name": "u", "user": {"token": cluster.token}}],
-    }
-    return json.dumps(document)
-
-
-def opened(
-    text: str, trust: Trust = LOOPBACK, command: tuple[str, ...] = ("echo", "here"), limit: float = 5
-) -> PodExec:
-    return PodExec.open(Target(load_kubeconfig(text, trust=trust), "default", "demo"), command, timeout=limit)
-
-
-def output_of(text: str, trust: Trust = LOOPBACK) -> bytes:
-    with contextlib.closing(opened(text, trust)) as pod:
-        output = b""
-        while chunk := pod.read():
-            output += chunk
-        return output
-
-
-def refusal(text: str, trust: Trust = LOOPBACK, limit: float = 5) -> str:
-    with pytest.raises(ExecRefused) as caught:
-        opened(text, trust, limit=limit).close()
-    return str(caught.value)
 
 
 # -- proxies -----------------------------------------------------------------------------------------------------------
