@@ -169,8 +169,9 @@ class KubernetesConfig:
     """``[Kubernetes]``: what a kubeconfig that came with a token may do; those under ``[Clusters]`` may do all."""
 
     allow_exec: tuple[str, ...] = ()  # credential plugins that may be run, by their command
+    allow_env: tuple[str, ...] = ()  # variables that may be set for them
     allow_files: tuple[str, ...] = ()  # folders whose files may be read
-    allow_servers: tuple[str, ...] = ()  # host names, *.domains, addresses and networks; empty: any
+    allow_servers: tuple[str, ...] = ()  # names, *.domains, addresses and networks; empty: all but local addresses
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Config:
         """What a kubeconfig that came with a token may do."""
         rules = self.Kubernetes
         folders = tuple(self.folder / folder for folder in rules.allow_files)
-        return Trust(allow_exec=rules.allow_exec, allow_files=folders, allow_servers=rules.allow_servers)
+        return Trust(None, rules.allow_exec, rules.allow_env, folders, rules.allow_servers)
 
 
 _SECTIONS: Mapping[str, type[Any]] = {

@@ -657,25 +657,22 @@ FILE_LIMIT_BYTES = 1 << 20
 SERVICE_ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]%@!$&'()*+,;=-]+")
+_HOST_CHARACTERS = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 _AUTH_API = "client.authentication.k8s.io/"
 _NO_FILE = "files of this host may not be named by this kubeconfig (see allow_files)"
 _NO_PLUGIN = "this kubeconfig may not run this program (see allow_exec)"
-# Variables that would make an allowed program load or run something else.
-_NO_ENV = re.compile(
-    r"HOME|IFS|.*PATH|.*ENV|SHELLOPTS|.*(OPTIONS|OPTS?|PROXY|CONFIG.*|PYTHON.*|SHARED_CREDENTIALS.*)|PERL5.*"
-    r"|(LD|DYLD|GCONV|LIB|XDG|GIT).*",
-    re.I,
-)
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a kubeconfig may make this host do. By default nothing but open connections."""
+    """What a kubeconfig may make this host do. By default nothing but open connections to other hosts."""
 
     folder: Path | None = None  # of a file of the operator's: all is allowed, relative paths start here
     allow_exec: tuple[str, ...] = ()  # commands of credential plugins
+    allow_env: tuple[str, ...] = ()  # variables that may be set for them
     allow_files: tuple[Path, ...] = ()  # folders whose files may be read
-    allow_servers: tuple[str, ...] = ()  # host names, *.domains, addresses, networks; empty: any
+    allow_servers: tuple[str, ...] = ()  # host names, *.domains, addresses, networks; empty: all but local addresses
 
 
 @dataclass(frozen=True)
@@ -714,7 +711,7 @@ class Cluster:
     insecure_skip_tls_verify: bool = False
     ca_pem: str = field(default="", repr=False)
     proxy_url: str = field(default="", repr=False)
-    allow_servers: tuple[str, ...] = ()
+    allow_servers: tuple[str, ...] | None = None  # as in Trust; None: any, it is the operator's own
     user: User = User()
 
 
@@ -749,7 +746,7 @@ def in_cluster() -> Cluster:
         raise KubeconfigError("no kubeconfig was given, and this server does not run in a cluster")
     folder = SERVICE_ACCOUNT_FOLDER
     try:
-        ca, namespace = (folder / "ca.crt").read_text("ascii"), (folder / "namespace").read_text("ascii").strip()
+        ca, namespace = (folder / "ca.crt").read_text("latin-1"), (folder / "namespace").read_text("ascii").strip()
     except (OSError, ValueError):
         raise KubeconfigError("no kubeconfig was given, and the pod of this server has no service account") from None
     return Cluster(host, int(port), namespace=namespace, ca_pem=ca, user=User(token_file=folder / "token"))
@@ -855,20 +852,21 @@ def _cluster(cluster: _Entry, user: _Entry, namespace: str) -> Cluster:
     ca, insecure = cluster.pem("certificate-authority"), cluster.boolean("insecure-skip-tls-verify")
     if ca and insecure:
         cluster.fail("insecure-skip-tls-verify", "cannot be set together with a certificate authority")
-    try:
-        ca_pem = ca.decode("ascii")
-    except UnicodeDecodeError:
+    if ca and b"-----BEGIN CERTIFICATE-----" not in ca:
         cluster.fail("certificate-authority", "holds no PEM certificate")
+    tls_server_name = cluster.text("tls-server-name")
+    if not _HOST_CHARACTERS.fullmatch(tls_server_name):
+        cluster.fail("tls-server-name", "is not a host name")
     return Cluster(
         host=host,
         port=port,
         path_prefix=path_prefix,
         namespace=namespace or "default",
-        tls_server_name=cluster.text("tls-server-name"),
+        tls_server_name=tls_server_name,
         insecure_skip_tls_verify=insecure,
-        ca_pem=ca_pem,
+        ca_pem=ca.decode("latin-1"),  # text round the blocks may be in any encoding
         proxy_url=_proxy_url(cluster),
-        allow_servers=() if cluster.trust.folder is not None else cluster.trust.allow_servers,
+        allow_servers=None if cluster.trust.folder is not None else cluster.trust.allow_servers,
         user=_user(user, cluster),
     )
 
@@ -884,14 +882,19 @@ def _server(cluster: _Entry) -> tuple[str, int, str]:
         cluster.fail("server", "must be an https:// URL; credentials are not sent in the clear")
     if not host or parts.username is not None or parts.query or parts.fragment or not _URL_CHARACTERS.fullmatch(url):
         cluster.fail("server", "must be https://host[:port][/path] and nothing more")
-    return host, port or 443, parts.path.rstrip("/")
+    host, percent, zone = host.partition("%")
+    if percent:  # of an IPv6 address (RFC 6874)
+        zone = urllib.parse.unquote(zone[2:]) if zone.startswith("25") and ":" in host else ""
+        if not _ZONE.fullmatch(zone):
+            cluster.fail("server", "may have '%' before a zone only, as in https://[fe80::1%25eth0]")
+    return host + percent + zone, port or 443, parts.path.rstrip("/")
 
 
 def _proxy_url(cluster: _Entry) -> str:
     url = cluster.text("proxy-url")
     if url.startswith(("socks5:", "socks5h:")):
         cluster.fail("proxy-url", "SOCKS proxies are not supported; use an http:// or https:// proxy")
-    if url and not parse_proxy(url):
+    if url and not (_URL_CHARACTERS.fullmatch(url) and parse_proxy(url)):
         cluster.fail("proxy-url", "must be http://[user:password@]host[:port], or https://")
     return url
 
@@ -955,8 +958,8 @@ def _plugin(user: _Entry, cluster: _Entry) -> Plugin | None:
     variables = [_Entry(item, f"{entry.where}, env", user.trust) for item in entry.list_of("env", dict)]
     env = tuple((variable.text("name"), variable.text("value")) for variable in variables)
     for name, _ in env:
-        if not name or "=" in name or "\0" in name or (folder is None and _NO_ENV.fullmatch(name)):
-            entry.fail("env", f"the variable {printable(name)!r} may not be set")
+        if folder is None and name not in user.trust.allow_env:
+            entry.fail("env", f"this kubeconfig may not set the variable {printable(name)!r} (see allow_env)")
     spec: dict[str, Any] = {"interactive": False}
     if entry.boolean("provideClusterInfo"):
         spec["cluster"] = _cluster_info(cluster)
@@ -1201,7 +1204,8 @@ def _drop(tls: ssl.SSLSocket) -> None:
 def _limited(deadline: float, cut: Callable[[], None]) -> Iterator[None]:
     """Call ``cut`` on another thread if the block is not done by the monotonic time ``deadline``."""
     limit = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
-    limit.start()
+    with _own_faults():
+        limit.start()
     try:
         yield
     finally:
@@ -1270,7 +1274,10 @@ class TlsStream:
         return data
 
     def send(self, data: bytes) -> int:
-        """Send all of it, blocking while the peer takes nothing. One writer at a time. Raises OSError."""
+        """Send all of it, blocking while the peer takes nothing (the upgrade request: until the deadline).
+
+        One writer at a time. Raises OSError, and EOFError before the stream is open.
+        """
         view = memoryview(data)
         while view:
             wanted = select.POLLOUT
@@ -1282,7 +1289,13 @@ class TlsStream:
                 wanted = select.POLLIN
             except ssl.SSLWantWriteError:
                 pass
-            self._wait(wanted, None)
+            except OSError:
+                # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
+                if self._handshake_bytes or self._receive():
+                    raise
+                break
+            if not self._wait(wanted, None if self._handshake_bytes else self._handshake_deadline):
+                raise TimeoutError("timed out")
         return len(data)
 
     def writable(self) -> bool:
@@ -1314,7 +1327,8 @@ class TlsStream:
 # -- credentials -----------------------------------------------------------------------------------------------------
 
 PLUGIN_TIMEOUT_SECONDS = 15.0
-_PLUGIN_CACHE_ENTRIES = 256
+_PLUGIN_RUNS_KEPT = 256
+_PLUGIN_FAILURE_SECONDS = 3.0  # for so long a failure is the answer to all who ask
 _EXPIRY_MARGIN_SECONDS = 10.0
 
 
@@ -1335,19 +1349,49 @@ class _PluginAnswer:
     expires_at: float  # Unix seconds; infinity when it did not say
 
 
+class _PluginRun:
+    """One run of a plugin, on a thread of its own. Who asks meanwhile waits for it and shares its answer or failure."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.begun = time.monotonic()
+        self.ended = threading.Event()
+        self.answer: _PluginAnswer | None = None
+        self.failure = f"the credential plugin {printable(plugin.command)} cannot be run"
+        self._fails_until = math.inf
+        with _own_faults():
+            threading.Thread(target=self._run, args=(plugin,), name="credential-plugin", daemon=True).start()
+
+    def _run(self, plugin: Plugin) -> None:
+        try:
+            self.answer = _read_plugin_answer(plugin, _run_plugin(plugin))
+        except KubeconfigError as exc:
+            self.failure = str(exc)
+        finally:
+            self._fails_until = time.monotonic() + _PLUGIN_FAILURE_SECONDS
+            self.ended.set()
+
+    def serves(self, not_before: float) -> bool:
+        """Whether another run is needless for who wants one that began at that monotonic time or later."""
+        if self.answer is None:
+            good = time.monotonic() < self._fails_until
+        else:
+            good = time.time() <= self.answer.expires_at - _EXPIRY_MARGIN_SECONDS
+        return good and self.begun >= not_before
+
+
 _plugin_lock = threading.Lock()  # guards the dictionary, not the programs
-_plugin_answers: dict[Plugin, _PluginAnswer] = {}
+_plugin_runs: dict[Plugin, _PluginRun] = {}
 
 
-def credential(user: User, deadline: float, *, fresh: bool = False) -> Credential:
+def credential(user: User, deadline: float, *, not_before: float = -math.inf) -> Credential:
     """What to show the cluster now. Reads a token file each time; runs a plugin when its last answer has expired.
 
-    Blocks for the plugin, until the monotonic time ``deadline`` and 15 s at most. ``fresh`` runs it in any case. Raises
-    KubeconfigError.
+    Blocks for the plugin, until the monotonic time ``deadline`` and 15 s at most. A run that began before the monotonic
+    time ``not_before`` does not count. Raises KubeconfigError.
     """
     certificate, key, token = user.certificate_pem, user.key_pem, _token(user)
     if user.plugin and not token and not user.basic:
-        answer = _ask_plugin(user.plugin, fresh, deadline)
+        answer = _ask_plugin(user.plugin, not_before, deadline)
         token = answer.token
         certificate, key = answer.certificate_pem or certificate, answer.key_pem or key
     headers: tuple[str, ...] = ()
@@ -1362,34 +1406,38 @@ def _token(user: User) -> str:
     """The token; a token file is read again each time, and the last good token serves where it cannot be read."""
     if user.token_file is None:
         return user.token
+    token, why = "", "holds no token"
     try:
         token = read_file(user.token_file).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        token = ""
+    except OSError as exc:
+        why = f"cannot be read: {exc.strerror}"
+    except UnicodeDecodeError:
+        pass
     if not _HEADER_TEXT.fullmatch(token):
         token = ""
     if not (token or user.token):
-        raise KubeconfigError("the kubeconfig's tokenFile holds no token")
+        raise KubeconfigError(f"the kubeconfig's tokenFile {why}")
     return token or user.token
 
 
-def _ask_plugin(plugin: Plugin, fresh: bool, deadline: float) -> _PluginAnswer:
+def _ask_plugin(plugin: Plugin, not_before: float, deadline: float) -> _PluginAnswer:
     with _plugin_lock:
-        answer = None if fresh else _plugin_answers.get(plugin)
-    if answer is None or answer.expires_at - _EXPIRY_MARGIN_SECONDS < time.time():
-        answer = _read_plugin_answer(
-            plugin, _run_plugin(plugin, min(PLUGIN_TIMEOUT_SECONDS, deadline - time.monotonic()))
-        )
-        with _plugin_lock:
-            _plugin_answers.pop(plugin, None)
-            _plugin_answers[plugin] = answer
-            while len(_plugin_answers) > _PLUGIN_CACHE_ENTRIES:
-                del _plugin_answers[next(iter(_plugin_answers))]
-    return answer
+        run = _plugin_runs.get(plugin)
+        if run is None or not run.serves(not_before):
+            run = _PluginRun(plugin)
+            _plugin_runs.pop(plugin, None)
+            _plugin_runs[plugin] = run
+            while len(_plugin_runs) > _PLUGIN_RUNS_KEPT:
+                del _plugin_runs[next(iter(_plugin_runs))]
+    if not run.ended.wait(max(0.0, deadline - time.monotonic())):
+        raise KubeconfigError(f"the credential plugin {printable(plugin.command)} did not answer in time")
+    if run.answer is None:
+        raise KubeconfigError(run.failure)
+    return run.answer
 
 
-def _run_plugin(plugin: Plugin, timeout: float) -> bytes:
-    """Run the program; what it says on stderr goes to this server's. Raises KubeconfigError."""
+def _run_plugin(plugin: Plugin) -> bytes:
+    """Run the program, for 15 s at most; what it says on stderr goes to this server's. Raises KubeconfigError."""
     name = printable(plugin.command)
     hint = f"; {printable(plugin.install_hint)}" if plugin.install_hint else ""
     path = shutil.which(plugin.command)
@@ -1405,11 +1453,13 @@ def _run_plugin(plugin: Plugin, timeout: float) -> bytes:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-    except (OSError, ValueError):
-        raise KubeconfigError(f"the credential plugin {name} cannot be run{hint}") from None
+    except OSError as exc:
+        raise KubeconfigError(f"the credential plugin {name} cannot be run: {exc.strerror}{hint}") from None
+    except ValueError:  # NUL, or a variable without a name
+        raise KubeconfigError(f"the credential plugin {name} cannot be run with these args and env{hint}") from None
     with process:
         try:
-            output, _ = process.communicate(timeout=timeout)
+            output, _ = process.communicate(timeout=PLUGIN_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             raise KubeconfigError(f"the credential plugin {name} did not answer in time") from None
         finally:
@@ -1494,13 +1544,18 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """A network in CIDR notation, or of the one address."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
 def _in_network(network: str, host: str) -> bool:
     """Whether ``host`` is an address in a network or equal to an address, in CIDR notation."""
-    address = _address(host)
-    try:
-        return address is not None and address in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return False
+    address, found = _address(host), _network(network)
+    return address is not None and found is not None and address in found
 
 
 def _in_domain(domain: str, host: str) -> bool:
@@ -1520,23 +1575,64 @@ def _no_proxy_matches(entry: str, host: str, port: int) -> bool:
     return entry in ("*", host) or host.endswith(f".{entry}") or _in_domain(entry, host) or _in_network(entry, host)
 
 
-def _server_allowed(patterns: tuple[str, ...], name: str, address: str) -> bool:
-    """Whether the host of that name at that address may be contacted."""
-    return not patterns or any(
-        pattern == name or _in_domain(pattern, name) or _in_network(pattern, address) for pattern in patterns
-    )
+def _reached(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host stands for without a look-up, however it is spelled; None for a name."""
+    host = host.partition("%")[0].rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
+        return ipaddress.IPv4Address("127.0.0.1")
+    address = _address(host)
+    if address is None:
+        with contextlib.suppress(OSError, ValueError):  # decimal, octal, hexadecimal, short: as getaddrinfo takes them
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
-def _connect(host: str, port: int, allowed: tuple[str, ...], deadline: float) -> socket.socket:
+_WRAPPERS = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))  # NAT64, IPv4-compatible
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+
+
+def _is_local(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address means this host or its link, and so something that only who is here may reach."""
+    if address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast:
+        return True
+    if isinstance(address, ipaddress.IPv4Address):
+        return address in _THIS_NETWORK
+    if any(address in network for network in _WRAPPERS):
+        return _is_local(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address.sixtofour is not None and _is_local(address.sixtofour)
+
+
+def _may_reach(allowed: tuple[str, ...] | None, host: str, at: str) -> bool:
+    """Whether a kubeconfig may name a host that is found at that address, or (``at`` is a name) not looked up.
+
+    A local address must be allowed as an address: who may choose a name may choose what it resolves to.
+    """
+    if allowed is None:
+        return True
+    address, name = _reached(at), host.rstrip(".")
+    if address and any(_in_network(pattern, str(address)) for pattern in allowed):
+        return True
+    named = not allowed or any(pattern == name or _in_domain(pattern, name) for pattern in allowed)
+    return named and not (address and _is_local(address))
+
+
+def _refuse_server(host: str) -> NoReturn:
+    raise ExecRefused(0, f"this server may not connect to {printable(host)} (see allow_servers)")
+
+
+def _connect(host: str, port: int, allowed: tuple[str, ...] | None, deadline: float) -> socket.socket:
     """A TCP connection to one of the host's addresses, tried in turn. Raises ExecRefused with a sentence."""
-    at = f"{printable(host)}:{port}"
+    at = printable(_authority(host, port))
+    by_address = any(_network(pattern) for pattern in allowed or ())
+    if not by_address and not _may_reach(allowed, host, host):
+        _refuse_server(at)  # and look nothing up
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError):
+    except (socket.gaierror, ValueError):
         raise ExecRefused(0, f"the host name is unknown: {printable(host)}") from None
-    found = [item for item in found if _server_allowed(allowed, host, str(item[4][0]))]
+    found = [item for item in found if _may_reach(allowed, host, str(item[4][0]))]
     if not found:
-        raise ExecRefused(0, f"this server may not connect to {at} (see allow_servers)")
+        _refuse_server(at)
     why = ""
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
@@ -1560,15 +1656,15 @@ def _connect(host: str, port: int, allowed: tuple[str, ...], deadline: float) ->
 
 def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline: float) -> socket.socket:
     """A connection to the cluster through an HTTP proxy (RFC 9110, section 9.3.6). Raises ExecRefused."""
-    if not _server_allowed(cluster.allow_servers, cluster.host, cluster.host):
-        raise ExecRefused(0, f"this server may not connect to {printable(cluster.host)} (see allow_servers)")
+    if not _may_reach(cluster.allow_servers, cluster.host, cluster.host):
+        _refuse_server(cluster.host)
     secure = proxy.scheme == "https"
     host = proxy.hostname or ""
-    allowed = cluster.allow_servers if cluster.proxy_url else ()  # the environment's proxy is the operator's own
+    allowed = cluster.allow_servers if cluster.proxy_url else None  # the environment's proxy is the operator's own
     sock = _connect(host, proxy.port or (443 if secure else 80), allowed, deadline)
     try:
         if secure:
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=_tls_name(host))
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         sock.sendall(_connect_request(proxy, cluster))
         status = _proxy_status(sock, deadline)
@@ -1581,11 +1677,17 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
         if status == 407:
             why = "does not accept the name and password of proxy-url (407)"
         raise ExecRefused(0, f"the proxy {printable(host)} {why}")
-    return _unwrapped(sock, deadline) if isinstance(sock, ssl.SSLSocket) else sock
+    if not isinstance(sock, ssl.SSLSocket):
+        return sock
+    try:
+        return _unwrapped(sock, deadline)
+    except (OSError, RuntimeError):
+        sock.close()
+        raise
 
 
 def _connect_request(proxy: urllib.parse.SplitResult, cluster: Cluster) -> bytes:
-    target = f"{_bracketed(cluster.host)}:{cluster.port}"
+    target = _authority(cluster.host, cluster.port)
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.username is not None:
         pair = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
@@ -1600,11 +1702,11 @@ def _proxy_status(sock: socket.socket, deadline: float) -> int:
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         byte = sock.recv(1)
         if not byte or len(head) > _PROXY_ANSWER_BYTES:
-            raise ValueError("no HTTP answer")
+            raise ConnectionError("no HTTP answer")
         head += byte
     status = re.match(rb"HTTP/1\.[01] (\d{3})[ \r]", head)
     if not status:
-        raise ValueError("no HTTP answer")
+        raise ConnectionError("no HTTP answer")
     return int(status[1])
 
 
@@ -1628,29 +1730,54 @@ def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
     def inward() -> None:
         near_end = select.poll()
         near_end.register(far, select.POLLHUP)
+        writer = threading.Thread(target=outward, name="proxy-out", daemon=True)
         try:
+            writer.start()
             while not near_end.poll(0):  # the writer may be blocked, and so not see it
                 if stream.fill(_NEAR_END_SECONDS):
                     far.sendall(stream.buffer)
                     stream.buffer.clear()
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, RuntimeError):
             pass
         finally:
             with contextlib.suppress(OSError):
                 far.shutdown(socket.SHUT_RDWR)
             stream.abort()
-            writer.join()
+            if writer.ident is not None:  # it could be started
+                writer.join()
             stream.close()
             far.close()
 
-    writer = threading.Thread(target=outward, name="proxy-out", daemon=True)
-    writer.start()
-    threading.Thread(target=inward, name="proxy-in", daemon=True).start()
+    try:
+        threading.Thread(target=inward, name="proxy-in", daemon=True).start()
+    except RuntimeError:
+        near.close()
+        far.close()
+        raise
     return near
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _authority(host: str, port: int, default_port: int = 0) -> str:
+    """Host and port for a request line or a Host header (RFC 9110, section 7.2), without a zone (RFC 6874)."""
+    host = host.partition("%")[0]
+    host = f"[{host}]" if ":" in host else host
+    return host if port == default_port else f"{host}:{port}"
+
+
+def _tls_name(host: str) -> str:
+    """The name that a certificate must have, and that SNI tells: without zone and final dot (RFC 6066, section 3)."""
+    host = host.strip("[]").partition("%")[0].rstrip(".")
+    return str(getattr(_address(host), "ipv4_mapped", None) or host)
+
+
+@contextlib.contextmanager
+def _own_faults() -> Iterator[None]:
+    """Raise ExecRefused with a sentence when this host has no descriptors, threads or memory left."""
+    try:
+        yield
+    except (OSError, RuntimeError) as exc:
+        why = "no thread can be started" if isinstance(exc, RuntimeError) else os.strerror(exc.errno or 0)
+        raise ExecRefused(0, f"the jumpserver cannot open another connection now: {why}") from None
 
 
 def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
@@ -1658,38 +1785,72 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
 
     Blocks. Raises ExecRefused with a sentence for an unknown host, a closed port and each fault of the certificate.
     """
-    context = _tls_context(cluster.insecure_skip_tls_verify, cluster.ca_pem, shown.certificate_pem, shown.key_pem)
-    proxy = proxy_for(cluster)
-    if proxy is None:
-        raw = _connect(cluster.host, cluster.port, cluster.allow_servers, deadline)
-    else:
-        raw = _connect_through(proxy, cluster, deadline)
+    with _own_faults():
+        context = _tls_context(cluster.insecure_skip_tls_verify, cluster.ca_pem, shown.certificate_pem, shown.key_pem)
+        proxy = proxy_for(cluster)
+        if proxy is None:
+            raw = _connect(cluster.host, cluster.port, cluster.allow_servers, deadline)
+        else:
+            raw = _connect_through(proxy, cluster, deadline)
     try:
         raw.settimeout(max(0.001, deadline - time.monotonic()))
-        return context.wrap_socket(raw, server_hostname=cluster.tls_server_name or cluster.host)
+        return context.wrap_socket(raw, server_hostname=_tls_name(cluster.tls_server_name or cluster.host))
     except (OSError, ValueError) as exc:
         raw.close()
-        at = f"{printable(cluster.host)}:{cluster.port}"
-        raise ExecRefused(0, f"no TLS connection to the cluster at {at}: {_tls_fault(exc)}") from None
+        raise _no_tls(cluster, exc) from None
+
+
+def _no_tls(cluster: Cluster, exc: Exception) -> ExecRefused:
+    at = printable(_authority(cluster.host, cluster.port))
+    return ExecRefused(0, f"no TLS connection to the cluster at {at}: {_tls_fault(exc)}")
+
+
+_PEM_BLOCK = re.compile(r"^-----BEGIN ([A-Z0-9 ]+)-----[ \t\r]*\n([^-]*)^-----END \1-----[ \t\r]*$", re.M)
+_PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, from Python 3.10 on
+
+
+def _pem_blocks(pem: str) -> Iterator[tuple[str, bytes]]:
+    """Kind and content of the blocks of a PEM text. What is between them or cannot be read is passed over, as by Go."""
+    for block in _PEM_BLOCK.finditer(pem):
+        with contextlib.suppress(ValueError):
+            yield block[1], base64.b64decode("".join(block[2].split()), validate=True)
+
+
+def _certificates(pem: str) -> list[bytes]:
+    """The certificates in a PEM text that can be read."""
+    reader, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), []
+    for kind, der in _pem_blocks(pem):
+        if kind == "CERTIFICATE":
+            with contextlib.suppress(ssl.SSLError, ValueError):
+                reader.load_verify_locations(cadata=der)
+                found.append(der)
+    return found
 
 
 @functools.lru_cache(maxsize=64)  # loading CAs and keys takes 0.6 ms and 24 KB a session
 def _tls_context(insecure: bool, ca_pem: str, certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        if insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif ca_pem:
-            context.load_verify_locations(cadata=ca_pem)
-        else:
-            context.load_default_certs()
-    except (ssl.SSLError, ValueError):
-        raise KubeconfigError("the certificate authority holds no PEM certificate") from None
+    context.verify_flags |= _PARTIAL_CHAIN  # as Go: each certificate of the pool is trusted, not roots alone
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca_pem:
+        authorities = _certificates(ca_pem)
+        if not authorities:
+            raise KubeconfigError("the certificate authority holds no PEM certificate")
+        context.load_verify_locations(cadata=b"".join(authorities))
+    else:
+        context.load_default_certs()
     if certificate_pem:
-        _load_client_certificate(context, certificate_pem + b"\n" + key_pem)
+        chain = [("CERTIFICATE", der) for der in _certificates(certificate_pem.decode("latin-1"))]
+        keys = [block for block in _pem_blocks(key_pem.decode("latin-1")) if block[0].endswith("PRIVATE KEY")]
+        _load_client_certificate(context, b"".join(_pem(*block) for block in chain + keys[:1]))
     return context
+
+
+def _pem(kind: str, der: bytes) -> bytes:
+    return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (kind.encode(), base64.encodebytes(der), kind.encode())
 
 
 def _load_client_certificate(context: ssl.SSLContext, pem: bytes) -> None:
@@ -1706,12 +1867,37 @@ def _load_client_certificate(context: ssl.SSLContext, pem: bytes) -> None:
         try:
             # A password function that fails: without one OpenSSL would ask on this process's terminal.
             context.load_cert_chain(path, password=_no_password)
-        except (ssl.SSLError, ValueError, OSError):
+        except (ValueError, OSError) as exc:
+            if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             raise KubeconfigError("client certificate and key are no matching PEM pair") from None
 
 
 def _no_password() -> str:
     raise ValueError("encrypted keys are not supported")
+
+
+_ALERT = re.compile(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?([A-Z0-9_]+)")  # as OpenSSL names what the other side has sent
+_BAD_CERTIFICATE = "it does not accept the client certificate, or wants one (see client-certificate-data)"
+_ALERTS = {  # RFC 8446, section 6.2
+    "CERTIFICATE_REQUIRED": "it wants a client certificate (see client-certificate-data)",
+    "HANDSHAKE_FAILURE": "it wants a client certificate, or other ciphers than this server has",
+    "BAD_CERTIFICATE": _BAD_CERTIFICATE,
+    "UNSUPPORTED_CERTIFICATE": _BAD_CERTIFICATE,
+    "CERTIFICATE_UNKNOWN": _BAD_CERTIFICATE,
+    "CERTIFICATE_REVOKED": "the client certificate was revoked",
+    "CERTIFICATE_EXPIRED": "the client certificate has expired",
+    "UNKNOWN_CA": "the client certificate comes from a CA that it does not know",
+    "ACCESS_DENIED": "it does not let this client certificate in",
+    "PROTOCOL_VERSION": "it speaks neither TLS 1.2 nor 1.3",
+    "UNRECOGNIZED_NAME": "it does not know itself by this name (see tls-server-name)",
+}
+
+
+def _alert(exc: Exception) -> str:
+    """The name of the TLS alert with which the other side ended the connection; "" when it sent none."""
+    match = _ALERT.fullmatch(str(getattr(exc, "reason", "")))
+    return match[1] if match else ""
 
 
 def _tls_fault(exc: Exception) -> str:
@@ -1727,6 +1913,10 @@ def _tls_fault(exc: Exception) -> str:
         }.get(exc.verify_code, f"its certificate is not accepted: {printable(exc.verify_message)}")
     if isinstance(exc, _TIMEOUTS):
         return "the handshake took too long"
+    if isinstance(exc, ValueError):
+        return "its name cannot be that of a certificate (see tls-server-name)"
+    if _alert(exc):
+        return _ALERTS.get(_alert(exc), f"it sent the TLS alert {_alert(exc).lower()}")
     if isinstance(exc, ssl.SSLError):
         return f"the handshake failed ({printable(exc.reason or 'protocol error')})"
     return "the connection was closed during the handshake"
@@ -1772,15 +1962,15 @@ class PodExec:
         Returns once the cluster has accepted the request; whether the program exists shows in ``exit``. Raises
         ExecRefused, KubeconfigError, or PodLost when it is not known whether the program runs.
         """
-        deadline = time.monotonic() + timeout
-        user = target.cluster.user
+        begun = time.monotonic()
+        deadline, user = begun + timeout, target.cluster.user
         path = exec_path(target, command, tty=tty)
         try:
             return cls(*_upgrade(target.cluster, credential(user, deadline), path, deadline))
         except ExecRefused as exc:
             if exc.status != 401 or user.plugin is None:
                 raise
-        shown = credential(user, deadline, fresh=True)  # the plugin's last answer was revoked before its time
+        shown = credential(user, deadline, not_before=begun)  # the plugin's answer was revoked before its time
         return cls(*_upgrade(target.cluster, shown, path, deadline))
 
     def started(self, timeout: float) -> bool:
@@ -1812,9 +2002,10 @@ class PodExec:
         """Wait for something to arrive. Raises PodLost at the end, unless it is our own doing."""
         try:
             self._stream.fill(timeout)
-        except (EOFError, OSError, ValueError):
+        except (EOFError, OSError, ValueError) as exc:
             if not self._aborted:
-                raise PodLost("the connection to the cluster was lost") from None
+                why = f": {_tls_fault(exc)}" if _alert(exc) else ""
+                raise PodLost(f"the connection to the cluster was lost{why}") from None
 
     def _take_output(self) -> bytes:
         """Handle the whole frames in the buffer; return what they printed. Raises PodLost, but output comes first."""
@@ -1919,7 +2110,8 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
     """Raises ExecRefused for a refusal, PodLost for an answer that does not say whether the program runs."""
     try:
         sock: websocket.WebSocket = websocket.create_connection(
-            f"wss://{_bracketed(cluster.host)}:{cluster.port}{path}",
+            f"wss://{_authority(cluster.host, cluster.port)}{path}",
+            host=_authority(cluster.host, cluster.port, 443),
             socket=stream,
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
@@ -1936,7 +2128,9 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
         raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
         raise PodLost("the cluster did not answer the exec request in time") from None  # the program may run
-    except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError):
+    except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError) as exc:
+        if _alert(exc) in _ALERTS:  # TLS 1.3 tells them after the handshake; the request was not read
+            raise _no_tls(cluster, exc) from None
         raise PodLost("the cluster's answer to the exec request is not a WebSocket's") from None
     status = sock.getstatus()  # type: ignore[no-untyped-call]
     if status != 101:
@@ -2052,17 +2246,18 @@ def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
         shown = credential(target.cluster.user, deadline)
         with dial(target.cluster, shown, deadline) as tls, _limited(deadline, functools.partial(_drop, tls)):
             tls.settimeout(None)
-            host = f"{_bracketed(target.cluster.host)}:{target.cluster.port}"
+            host = _authority(target.cluster.host, target.cluster.port, 443)
             lines = (f"GET {target.path} HTTP/1.1", f"Host: {host}", "Connection: close", *shown.headers, "", "")
-            tls.sendall("\r\n".join(lines).encode("ascii"))
+            with contextlib.suppress(OSError):  # who refuses before it has read all says why
+                tls.sendall("\r\n".join(lines).encode("ascii"))
             response = http.client.HTTPResponse(tls)
             response.begin()
             said = explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)
             return said, response.status == 403
     except ExecRefused:
         return "the cluster's API server cannot be reached any more", True
-    except (OSError, ExecError, http.client.HTTPException):
-        return "", True
+    except (OSError, ExecError, http.client.HTTPException) as exc:
+        return (f"the cluster no longer lets this server in: {_tls_fault(exc)}" if _alert(exc) else ""), True
 
 
 def explain_pod(status: int, body: bytes, container: str, since: float) -> str:

@@ -314,7 +314,8 @@ class StandIn:
 
     `ping_interval` (seconds) makes it ping the clients of its exec streams, which real ones do not do.
     `path_prefix` is where the API begins, as behind a gateway that serves several clusters. `input_delay` is for how
-    many seconds what a client sends is on its way, at the beginning of a stream.
+    many seconds what a client sends is on its way, at the beginning of a stream. `certificate` is shown in place of one
+    of its own CA; with `demand_certificate` a client without one is refused in the handshake.
     """
 
     def __init__(
@@ -328,6 +329,8 @@ class StandIn:
         ping_interval: float | None = None,
         path_prefix: str = "",
         input_delay: float = 0.0,
+        certificate: trustme.LeafCert | None = None,
+        demand_certificate: bool = False,
     ) -> None:
         if flavour not in ("new", "old"):
             raise ValueError("flavour must be new or old")
@@ -337,6 +340,8 @@ class StandIn:
         self.ping_interval = ping_interval
         self.path_prefix = path_prefix
         self.input_delay = input_delay
+        self._certificate = certificate
+        self._client_certificate = ssl.CERT_REQUIRED if demand_certificate else ssl.CERT_OPTIONAL
         self.execs: list[Exec] = []  # every exec request since the start, refused ones too
         self.stopping = False
         self._first_pods = tuple(pods)
@@ -358,10 +363,10 @@ class StandIn:
 
     def start(self) -> StandIn:
         """Listen; returns when connections are accepted. OSError when the port is taken."""
-        self._context.verify_mode = ssl.CERT_OPTIONAL
+        self._context.verify_mode = self._client_certificate
         self._ca.configure_trust(self._context)
         names = dict.fromkeys((self.host, "127.0.0.1", "::1", "localhost"))
-        self._ca.issue_cert(*names).configure_cert(self._context)
+        (self._certificate or self._ca.issue_cert(*names)).configure_cert(self._context)
         self._listen()
         self._root = tempfile.TemporaryDirectory(prefix="standin-")
         for pod in self._first_pods:

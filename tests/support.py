@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -26,10 +27,13 @@ import websocket
 import hooks
 import jumpserver
 from demo.cluster import StandIn
+from k8s_exec import ExecRefused, PodExec, Target, Trust, load_kubeconfig
 
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
 PROGRAM = Path(jumpserver.__file__)
+LOOPBACK = Trust(allow_servers=("127.0.0.0/8", "::1"))  # for a kubeconfig as it comes with a token
+ALLOW_LOOPBACK = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'  # the same in a configuration
 
 
 def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
@@ -40,6 +44,42 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds:g} s")
         pause.wait(0.01)
+
+
+def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
+    """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
+    server: dict[str, Any] = {"server": "https://k8s.example"}
+    if cluster is not None:
+        ca = base64.b64encode(cluster.ca_pem.encode()).decode()
+        server = {"server": cluster.url, "certificate-authority-data": ca}
+        user = user or {"token": cluster.token}
+    document = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {**server, **place}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    return json.dumps(document)
+
+
+def opened(
+    text: str, trust: Trust = LOOPBACK, command: tuple[str, ...] = ("echo", "here"), limit: float = 5
+) -> PodExec:
+    """A program in the pod ``demo``, as a kubeconfig that came with a token may start it."""
+    return PodExec.open(Target(load_kubeconfig(text, trust=trust), "default", "demo"), command, timeout=limit)
+
+
+def output_of(text: str, trust: Trust = LOOPBACK) -> bytes:
+    """What ``echo here`` prints there."""
+    with contextlib.closing(opened(text, trust)) as pod:
+        return b"".join(iter(pod.read, b""))
+
+
+def refusal(text: str, trust: Trust = LOOPBACK, limit: float = 5) -> str:
+    """The sentence with which it is refused."""
+    with pytest.raises(ExecRefused) as caught:
+        opened(text, trust, limit=limit).close()
+    return str(caught.value)
 
 
 class Installation:

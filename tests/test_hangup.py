@@ -13,7 +13,7 @@ import pytest
 
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
-from tests.support import Listener, RunningServer, Terminal, nothing_left, wait_until
+from tests.support import LOOPBACK, Listener, RunningServer, Terminal, nothing_left, wait_until
 
 BARE = Pod("default", "bare", programs=("sh",), tools=("sleep",))
 FLAVOURS = ("new", "old")
@@ -248,7 +248,7 @@ def without_the_first_answer(cluster: StandIn) -> Iterator[str]:
 
 def test_a_shell_whose_start_was_never_answered_is_hung_up(cluster: StandIn) -> None:
     with without_the_first_answer(cluster) as kubeconfig:
-        target = k8s_exec.Target(k8s_exec.load_kubeconfig(kubeconfig), "default", "demo")
+        target = k8s_exec.Target(k8s_exec.load_kubeconfig(kubeconfig, trust=LOOPBACK), "default", "demo")
         with pytest.raises(k8s_exec.PodLost, match="did not answer the exec request in time"):
             k8s_exec.open_shell(target, "session-1", (), "", (80, 24), timeout=1.0)
     assert [record.http_status for record in cluster.execs] == [101, 101]

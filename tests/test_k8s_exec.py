@@ -51,7 +51,7 @@ from k8s_exec import (
     parse_frame,
     printable,
 )
-from tests.support import WAIT_SECONDS, Listener, nothing_left, wait_until
+from tests.support import LOOPBACK, WAIT_SECONDS, Listener, nothing_left, wait_until
 
 SECRET = "s3cr3t-bearer-token"
 
@@ -330,7 +330,8 @@ def test_an_unusable_client_key_is_named_without_its_value(ca: trustme.CA, fault
 
 
 def test_an_unusable_ca_is_named() -> None:
-    text = kubeconfig({"server": "https://127.0.0.1:1", "certificate-authority-data": b64(SECRET)})
+    damaged = f"-----BEGIN CERTIFICATE-----\n{SECRET}\n-----END CERTIFICATE-----\n"
+    text = kubeconfig({"server": "https://127.0.0.1:1", "certificate-authority-data": b64(damaged)})
     with pytest.raises(KubeconfigError, match="the certificate authority holds no PEM certificate") as caught:
         PodExec.open(Target(load_kubeconfig(text), "n", "p"), ["sh"], timeout=WAIT_SECONDS)
     assert SECRET not in str(caught.value)
@@ -694,7 +695,7 @@ def opened(
 ) -> Iterator[PodExec]:
     """A program in a pod. It is aborted after a while, so that no test waits for ever."""
     if isinstance(cluster, str):
-        cluster = load_kubeconfig(cluster)
+        cluster = load_kubeconfig(cluster, trust=LOOPBACK)
     running = PodExec.open(Target(cluster, cluster.namespace, pod, container), command, timeout=WAIT_SECONDS)
     guard = threading.Timer(WAIT_SECONDS * 2, running.abort)
     guard.start()
@@ -1106,7 +1107,7 @@ class RawServer:
     def cluster(self, **changes: Any) -> Cluster:
         """How to reach it, with a token."""
         server = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority-data": b64(pem(self._ca))}
-        return load_kubeconfig(kubeconfig({**server, **changes}))
+        return load_kubeconfig(kubeconfig({**server, **changes}), trust=LOOPBACK)
 
     def _talk(self, raw: socket.socket) -> None:
         self.accepted += 1
@@ -1462,7 +1463,7 @@ def test_without_a_ca_the_systems_are_trusted_and_no_others(ca: trustme.CA) -> N
 def test_a_closed_port_has_its_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    error = refused(load_kubeconfig(kubeconfig({"server": f"https://127.0.0.1:{port}"})))
+    error = refused(load_kubeconfig(kubeconfig({"server": f"https://127.0.0.1:{port}"}), trust=LOOPBACK))
     assert str(error) == f"127.0.0.1:{port} cannot be reached: Connection refused"
 
 

@@ -24,6 +24,7 @@ import pytest
 import jumpserver
 from demo.cluster import StandIn
 from tests.support import (
+    ALLOW_LOOPBACK,
     Installation,
     Listener,
     Program,
@@ -298,8 +299,7 @@ def test_a_living_server_takes_care_of_the_sessions_of_one_that_died(
     caplog.set_level(logging.INFO, "jumpserver")
     monkeypatch.setattr("hooks._ADOPT_SECONDS", 0.1)
     kubeconfig = cluster.kubeconfig()
-    loopback = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'
-    with Program(tmp_path, cluster, more=loopback) as program, running(tmp_path, cluster) as survivor:
+    with Program(tmp_path, cluster, more=ALLOW_LOOPBACK) as program, running(tmp_path, cluster) as survivor:
         with opened(program), opened(program, cluster_cfg=kubeconfig, sub="bob"), opened(survivor) as alive:
             program.end(signal.SIGKILL)
             wait_until(lambda: sum(row["logout_at"] is not None for row in survivor.rows()) == 2, "the lost sessions")
@@ -456,10 +456,9 @@ class Gateway:
 
 
 def test_a_cluster_that_does_not_answer_holds_up_no_hang_up_of_another(tmp_path: Path) -> None:
-    loopback = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'
     with nothing_left(), StandIn(flavour="old") as cluster, StandIn(flavour="old") as slow:
         with contextlib.closing(Gateway(slow)) as gateway:
-            server = RunningServer(tmp_path, cluster, more=loopback)
+            server = RunningServer(tmp_path, cluster, more=ALLOW_LOOPBACK)
             try:
                 stuck = [opened(server, cluster_cfg=gateway.kubeconfig, sub="bob") for _ in range(20)]
                 quick = opened(server)
