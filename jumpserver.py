@@ -20,12 +20,14 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import ipaddress
 import json
 import logging
 import os
 import re
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -101,6 +103,104 @@ __version__ = "0.1.0"
 log = logging.getLogger("jumpserver")
 
 
+# -- addresses and origins --------------------------------------------------------------------------------------------
+
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+_HOST = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}"
+_ORIGIN = re.compile(rf"(https?)://({_HOST}\.?|\[[0-9a-f:.]+\])(?::(\d{{0,5}}))?/?")
+_SERVER_NAME = re.compile(rf"(?:\*\.)?{_HOST}")
+_FRAME_ANCESTOR = re.compile(
+    rf"'self'|'none'|\*|[a-z][a-z0-9+.-]*:|(?:[a-z][a-z0-9+.-]*://)?(?:\*|(?:\*\.)?{_HOST})(?::(?:\d{{1,5}}|\*))?"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def parse_address(text: str) -> Address | None:
+    """An address as sockets and proxies write it: alone, with a port, in brackets, with a zone. None for anything else.
+
+    An IPv4 address inside of an IPv6 one (RFC 4291, section 2.5.5.2) comes out as IPv4, and a zone goes.
+    """
+    host = text.strip()
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def parse_network(text: str) -> Network:
+    """An address or a network, IPv4 inside of IPv6 as IPv4. Raises ValueError."""
+    if "%" in text:
+        raise ValueError("a zone")
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    network = ipaddress.ip_network(bare, strict=False)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((int(mapped), network.prefixlen - 96))
+    return network
+
+
+# Each item of a list in the configuration is brought into the one form that is compared, or refused with a sentence.
+
+
+def normal_origin(text: str) -> str:
+    """An origin as browsers write it (RFC 6454, section 6.2). Raises ValueError."""
+    match = _ORIGIN.fullmatch(text.lower())
+    try:
+        if match is None:
+            raise ValueError("another form")
+        scheme, host, port = match[1], match[2], int(match[3] or _DEFAULT_PORTS[match[1]])
+        if host.startswith("["):
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        if not 1 <= port <= 65535:
+            raise ValueError("no such port")
+    except ValueError:
+        text = json.dumps(text)
+        raise ValueError(f"{text} is not an origin such as https://platform.example or http://host:8080") from None
+    return f"{scheme}://{host}" + ("" if port == _DEFAULT_PORTS[scheme] else f":{port}")
+
+
+def normal_frame_ancestor(text: str) -> str:
+    """A source of the CSP directive frame-ancestors. Raises ValueError."""
+    source = text.lower()
+    if source.endswith("/") and not source.endswith("//"):
+        source = source[:-1]
+    if source in ("self", "none"):
+        raise ValueError(f"write \"'{source}'\", with the inner quotes")
+    if not _FRAME_ANCESTOR.fullmatch(source):
+        raise ValueError(f"{json.dumps(text)} is not a CSP source such as https://platform.example, without a path")
+    return source
+
+
+def normal_proxy(text: str) -> str:
+    """An address or a network. Raises ValueError."""
+    try:
+        return str(parse_network(text))
+    except ValueError:
+        raise ValueError(f"{json.dumps(text)} is not an address or a network such as 10.0.0.0/8") from None
+
+
+def normal_server(text: str) -> str:
+    """A host name, ``*.domain``, an address or a network, in lower case and without a final dot. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        network = parse_network(text)
+        return str(network if "/" in text else network.network_address)
+    name = text.lower()[: -1 if text.endswith(".") else None]
+    name = f"*{name}" if name.startswith(".") else name
+    if not _SERVER_NAME.fullmatch(name) or name.rpartition(".")[2].isdigit():
+        raise ValueError(
+            f"{json.dumps(text)} is not a host name, *.domain, address or network such as 10.0.0.0/8; "
+            "leave https://, port and path out"
+        )
+    return name
+
+
 # -- configuration ----------------------------------------------------------------------------------------------------
 
 
@@ -119,10 +219,22 @@ class ServerConfig:
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
     trusted_proxies: tuple[str, ...] = ()  # addresses and networks of proxies whose X-Forwarded-For is believed
 
-    def trusts(self, peer: str) -> bool:
-        """Whether the address is a trusted proxy's. Raises ValueError for a network that is none."""
-        networks = [ipaddress.ip_network(network, strict=False) for network in self.trusted_proxies]
-        return any(ipaddress.ip_address(peer.partition("%")[0]) in network for network in networks)
+    @functools.cached_property
+    def _proxy_networks(self) -> tuple[Network, ...]:
+        return tuple(map(parse_network, self.trusted_proxies))
+
+    def trusts(self, address: Address) -> bool:
+        """Whether the address is a trusted proxy's."""
+        return any(address in network for network in self._proxy_networks)
+
+    def crowd(self, address: Address | None) -> str:
+        """Whose connections are counted together: an address, an IPv6 network of 64 bits, which is one host's.
+
+        "" for a trusted proxy and this host, which stand for many browsers.
+        """
+        if address is None or address.is_loopback or self.trusts(address):
+            return ""
+        return str(address if address.version == 4 else ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 @dataclass(frozen=True)
@@ -222,6 +334,12 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "Audit": AuditConfig,
     "Kubernetes": KubernetesConfig,
 }
+_NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {
+    "allowed_origins": normal_origin,
+    "frame_ancestors": normal_frame_ancestor,
+    "trusted_proxies": normal_proxy,
+    "allow_servers": normal_server,
+}
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
@@ -255,12 +373,19 @@ def _section(name: str, values: object, file: Path) -> Any:
             raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
         expected = type(known[key])
         if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            values[key] = tuple(value)
+            values[key] = _normal(key, value, f"{file}: {key} in [{name}]")
         elif type(value) is not expected:
             raise ConfigError(f"{file}: {key} in [{name}] must be {_TYPE_NAMES[expected]}")
         elif expected is str and not value.isprintable():
             raise ConfigError(f"{file}: {key} in [{name}] must be one line without control characters")
     return _SECTIONS[name](**values)
+
+
+def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
+    try:
+        return tuple(map(_NORMAL_FORMS.get(key, str), items))
+    except ValueError as exc:
+        raise ConfigError(f"{where}: {exc}") from None
 
 
 def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
@@ -273,10 +398,6 @@ def _check_values(config: Config, file: Path) -> None:
     listen = _LISTEN.fullmatch(config.Server.listen)
     if not listen or int(listen[2]) > 65535:
         raise ConfigError(f'{file}: listen in [Server] must be "address:port"')
-    try:
-        config.Server.trusts("127.0.0.1")
-    except ValueError as exc:
-        raise ConfigError(f"{file}: trusted_proxies in [Server]: {exc}") from None
     if config.Server.max_sessions < 1:
         raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
     if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
@@ -286,8 +407,8 @@ def _check_values(config: Config, file: Path) -> None:
             raise ConfigError(
                 f"{file}: {key} in [Platform] must be an http:// or https:// URL without user and password"
             )
-    if any(not re.fullmatch(r"[!-:<-~]+", source) for source in config.Server.frame_ancestors):
-        raise ConfigError(f"{file}: frame_ancestors in [Server] must be CSP sources such as https://platform.example")
+    if "'none'" in config.Server.frame_ancestors[1:] + config.Server.frame_ancestors[:-1]:
+        raise ConfigError(f"{file}: frame_ancestors in [Server]: 'none' must stand alone")
     for name, path in config.Clusters.items():
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
@@ -298,6 +419,15 @@ def _check_values(config: Config, file: Path) -> None:
 
 
 def check_record_path(config: Config, file: Path) -> None:
+    """Whether this user can write in the record folder, or make it. Writes nothing. Raises ConfigError."""
+    path = config.record_path
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written by this user" if os.path.isdir(there) else "is not a folder"
+        raise ConfigError(f"{file}: path in [Record]: {there} {why}")
+
+
+def make_record_path(config: Config, file: Path) -> None:
     """Make the record folder and try to write in it. Raises ConfigError."""
     probe = config.record_path / f".probe-{uuid.uuid4().hex}"
     try:
@@ -335,6 +465,7 @@ SHUTTING_DOWN = End("the server is shutting down", BUSY)
 SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
 RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERNAL)
 LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
+TOKEN_TOO_LONG = End("this token is longer than 16 KiB, which is more than this server takes", DENIED)
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
 NO_DESCRIPTORS = End("the server has as many files and connections open as it may; try again later", BUSY)
@@ -406,10 +537,11 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         self._shared = _SharedSocket(sock)
         self._started = threading.Event()
         sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_SECONDS, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # for a network that falls silent
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # for a network that falls silent and a browser that takes nothing
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_TIMEOUT_SECONDS * 1000)
+        else:  # drops slow browsers, too: a third of the buffer, which the system makes large, must drain in that time
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_SECONDS, 0))
         # Only what is needed is passed on: no extension (compression costs far more than it saves here).
         environ = {
             "werkzeug.socket": self._shared,
@@ -495,6 +627,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
 
 FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
+COLS_LIMIT, ROWS_LIMIT = 1000, 500  # asciinema-player in Chromium plays it with a colour of its own for each cell
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
@@ -947,6 +1080,15 @@ class Session:
             self.stop(SERVER_FAULT)
 
 
+def terminal_size(cols: int, rows: int) -> tuple[int, int]:
+    """The columns and rows that pod and recording get for those of a browser.
+
+    Raises ValueError outside of 1..65535: the cluster must never see it. A large one becomes one that can be replayed.
+    """
+    encode_resize(cols, rows)
+    return min(cols, COLS_LIMIT), min(rows, ROWS_LIMIT)
+
+
 def parse_message(message: str | bytes) -> Item | bool | None:
     """A browser's message: keys, a size as (columns, rows), a pause as bool; None for what can be ignored.
 
@@ -960,8 +1102,7 @@ def parse_message(message: str | bytes) -> Item | bool | None:
                 raise TypeError("input is text")
             return values["input"].encode("utf-8", "replace")
         if kind == "resize":
-            encode_resize(values["cols"], values["rows"])
-            return (values["cols"], values["rows"])
+            return terminal_size(values["cols"], values["rows"])
         if kind == "flow":
             return values["paused"] is True
         return None
@@ -1115,13 +1256,19 @@ class Asset:
     content_type: str
 
     @functools.cached_property
-    def etag(self) -> str:
-        return f'"{hashlib.sha256(self.data).hexdigest()[:32]}"'
+    def _digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()[:32]
+
+    def etag(self, packed: bool) -> str:
+        """Of one of the two forms (RFC 9110, section 8.8.3.3)."""
+        return f'"{self._digest}{_PACKED if packed else ""}"'
 
     @functools.cached_property
     def gzipped(self) -> bytes:
         return gzip.compress(self.data, 6, mtime=0)
 
+
+_PACKED = "-gzip"  # ends the ETag of what is sent packed
 
 # URL path -> file below static/. What is not listed does not exist.
 ASSETS = {
@@ -1174,9 +1321,24 @@ def load_assets() -> dict[str, Asset]:
 # -- HTTP -------------------------------------------------------------------------------------------------------------
 
 HEAD_SECONDS = 10.0  # for a request's line and headers to arrive
+HEAD_LIMIT_BYTES = 1 << 16  # of the line and all headers
+LINE_LIMIT_BYTES = 1 << 15  # of each of them; deploy/nginx.conf lets as much through
+HEAD_LINES_LIMIT = 100  # as http.client's
+TOKEN_LIMIT_CHARACTERS = 1 << 14
+_DRAIN_SECONDS = 2.0  # for what a refused client still sends
 _PEEK_BYTES = 1 << 13
 _CHUNK_BYTES = 1 << 17
-_SPARE_CONNECTIONS = 200  # beside those of terminals: pages, downloads
+# Connections that are no terminals, at a time: of all, and of one address. Each costs a thread.
+_HEADS, _HEADS_EACH = 200, 50  # whose request has not been read yet
+_PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused terminals
+_UNCOUNTED = ("/healthz", "/ssh")  # what must always be answered, and what counts as a session
+_CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag"
+_CORS_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, HEAD",
+    "Access-Control-Allow-Headers": "Authorization, If-Modified-Since, If-None-Match, If-Range, Range",
+    "Access-Control-Max-Age": "600",
+    "Content-Length": "0",
+}
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; img-src 'self' data: blob:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
@@ -1184,31 +1346,77 @@ _CONTENT_SECURITY_POLICY = (
 )
 
 
-class _HeadReader(socket.SocketIO):
-    """Reads a request's head with one time limit for all of it, however slowly its bytes trickle in.
+_HEAD_END = re.compile(rb"\n\r?\n")
+_HEADER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00\r]*")
 
-    Takes no more than it is asked for: what follows a WebSocket handshake is the WebSocket's.
+
+class HeadRefused(Exception):
+    """A request's head cannot be taken: the HTTP status, and the reason in words."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def read_head(sock: socket.socket, seconds: float) -> bytes:
+    """Read a request's line and headers and not a byte of what follows, which is the WebSocket's; b"" at the end.
+
+    One time limit for all of it, however slowly its bytes trickle in. Raises HeadRefused, and OSError when the
+    connection is lost or the time is up.
     """
+    deadline = time.monotonic() + seconds
+    head = bytearray()
+    while len(head) <= HEAD_LIMIT_BYTES:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        seen = sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
+        before = bytes(head[-2:])
+        end = _HEAD_END.search(before + seen)
+        data = sock.recv(end.end() - len(before) if end else len(seen))
+        if not data:
+            return b""
+        head += data
+        if end:
+            break
+    _check_head(bytes(head))
+    return bytes(head)
 
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        super().__init__(sock, "r")
-        self._socket = sock
-        self._deadline = time.monotonic() + seconds
 
-    def peek(self, size: int = 0) -> bytes:
-        """For readline, which reads byte by byte without it: half of the processor time of a login."""
-        self._limit_wait()
-        return self._socket.recv(_PEEK_BYTES, socket.MSG_PEEK)
+def _check_head(head: bytes) -> None:
+    """Hold a head against the limits and the grammar (RFC 9112, sections 2.2, 3 and 5). Raises HeadRefused.
 
-    def readinto(self, buffer: Any) -> int | None:
-        self._limit_wait()
-        return super().readinto(buffer)
+    http.server would take a lone CR for the end of a line: with it, a client could slip headers past a proxy.
+    """
+    line, *headers = head.replace(b"\r\n", b"\n").split(b"\n", HEAD_LINES_LIMIT + 2)
+    if len(line) > LINE_LIMIT_BYTES:
+        raise HeadRefused(414, "this address is longer than 32 KiB")
+    longest = max(map(len, headers), default=0)
+    if len(head) > HEAD_LIMIT_BYTES or longest > LINE_LIMIT_BYTES or len(headers) > HEAD_LINES_LIMIT + 1:
+        raise HeadRefused(431, "the headers are longer than 32 KiB, or 64 KiB together, or more than 99")
+    if b"\r" in line or b"\0" in line or not all(map(_HEADER.fullmatch, headers[:-2])):
+        raise HeadRefused(400, "this request is not valid HTTP")
 
-    def _limit_wait(self) -> None:
-        remaining = self._deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("the request took too long")
-        self._socket.settimeout(remaining)
+
+class Places:
+    """Answers that are being sent: so many at a time, so many of one crowd. Any thread."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total = total
+        self._each = each
+        self._lock = threading.Lock()  # guards the counter
+        self._taken: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def hold(self, crowd: str) -> Iterator[bool]:
+        """Take a place while the block runs; gives whether there was one."""
+        with self._lock:
+            free = sum(self._taken.values()) < self._total and (not crowd or self._taken[crowd] < self._each)
+            self._taken[crowd] += free
+        try:
+            yield free
+        finally:
+            with self._lock:
+                self._taken[crowd] -= free
+                self._taken += collections.Counter()  # which forgets those at zero
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -1226,13 +1434,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "jumpserver"
     sys_version = ""
 
-    def setup(self) -> None:
-        super().setup()
+    def handle(self) -> None:
+        self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"  # for the answer to a bad head
+        self.headers = http.client.HTTPMessage()
         self.rfile.close()
-        self.rfile = _HeadReader(self.connection, HEAD_SECONDS)  # type: ignore[assignment]
+        try:
+            head = read_head(self.connection, HEAD_SECONDS)
+        except HeadRefused as exc:
+            self._turn_away(exc.status, str(exc))
+            return
+        self.rfile = io.BytesIO(head)
+        if head:
+            self.handle_one_request()
 
     def do_GET(self) -> None:
-        self.close_connection = True
+        if not self.server.head_was_read(self.connection):
+            return
         self.connection.settimeout(SEND_TIMEOUT_SECONDS)
         try:
             url = urllib.parse.urlsplit(self.path)
@@ -1240,17 +1457,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:
             self._answer(400, "this address is not valid, or has too many parameters")
             return
-        if url.path in self.ROUTES:
+        if url.path in _UNCOUNTED:
             getattr(self, self.ROUTES[url.path])(query)
-        else:
-            self._asset(url.path)
+            return
+        with self._place() as free:
+            if not free:
+                self._answer(503, "the server has as many answers under way as it may; try again later")
+            elif url.path in self.ROUTES:
+                getattr(self, self.ROUTES[url.path])(query)
+            else:
+                self._asset(url.path)
 
     do_HEAD = do_GET
 
+    def do_OPTIONS(self) -> None:
+        """The question of a browser whether a page of another origin may ask (CORS preflight)."""
+        if self.server.config.Server.allowed_origins:
+            self._head(204, _CORS_PREFLIGHT if self._allowed_origin() else {"Content-Length": "0"})
+        else:
+            self.send_error(501)
+
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """http.server's own answers, without the client's text in them."""
+        self._turn_away(code, http.HTTPStatus(code).phrase)
+
+    def _turn_away(self, status: int, text: str) -> None:
+        """Answer a request that was not read whole, and read what still comes.
+
+        Closing over unread bytes would reset the connection, and the answer with it (RFC 9112, section 9.6).
+        """
         self.close_connection = True
-        self._answer(code, http.HTTPStatus(code).phrase)
+        self._answer(status, text)
+        self.connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        remaining = _DRAIN_SECONDS
+        while remaining > 0:
+            self.connection.settimeout(remaining)
+            remaining = deadline - time.monotonic() if self.connection.recv(_CHUNK_BYTES) else 0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: http.server's lines hold the query, and so the token."""
@@ -1260,29 +1503,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if asset is None:
             self._answer(404, NO_PAGE if path in ASSETS else "not found")
             return
-        if self.headers.get("If-None-Match") == asset.etag:
-            self._head(304, {"ETag": asset.etag})
+        packed = self._accepts_gzip()
+        headers = {"ETag": asset.etag(packed), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if self._is_known(headers["ETag"]):
+            self._head(304, headers)
             return
-        headers = {"Content-Type": asset.content_type, "ETag": asset.etag, "Cache-Control": "no-cache"}
-        body = asset.data
-        if self._accepts_gzip():
-            body = asset.gzipped
+        if packed:
             headers["Content-Encoding"] = "gzip"
-        self._head(200, {**headers, "Vary": "Accept-Encoding", "Content-Length": str(len(body))})
+        body = asset.gzipped if packed else asset.data
+        self._head(200, {**headers, "Content-Type": asset.content_type, "Content-Length": str(len(body))})
         self._body(body)
 
-    def _answer(self, status: int, text: str) -> None:
+    def _answer(self, status: int, text: str, more: Mapping[str, str] = types.MappingProxyType({})) -> None:
         """A short answer in words."""
         body = f"{text}\n".encode()
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store", **more}
         self._head(status, {**headers, "Content-Length": str(len(body))})
         self._body(body)
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**self.server.security_headers, **headers, "Connection": "close"}.items():
+        for name, value in {**self.server.security_headers, "Connection": "close", **headers}.items():
             self.send_header(name, value)
+        if self.server.config.Server.allowed_origins:
+            self.send_header("Vary", "Origin")
+            origin = self._allowed_origin()
+            if origin:
+                self.send_header("Access-Control-Allow-Origin", origin)
+                self.send_header("Access-Control-Expose-Headers", _CORS_EXPOSED)
         self.end_headers()
+
+    def _allowed_origin(self) -> str:
+        """The origin of the page that asks, if it is one of ``allowed_origins``, else ""."""
+        allowed = self.server.config.Server.allowed_origins
+        with contextlib.suppress(ValueError):
+            origin = normal_origin(self.headers.get("Origin", ""))
+            return next((item for item in allowed if item == origin), "")
+        return ""
 
     def _body(self, body: bytes) -> None:
         if self.command != "HEAD":
@@ -1296,11 +1553,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """The items of a header that is a list, on one line or on several (RFC 9110, section 5.3)."""
         return [item.strip() for item in ",".join(self.headers.get_all(name, ())).split(",")]
 
+    def _is_known(self, etag: str, modified: float | None = None) -> bool:
+        """Whether the client has this already (RFC 9110, sections 13.1.2, 13.1.3 and 13.2.2)."""
+        if "If-None-Match" in self.headers:
+            tags = self._list("If-None-Match")
+            return "*" in tags or etag in tags or f"W/{etag}" in tags
+        since = parse_date(self.headers.get("If-Modified-Since", ""))
+        return since is not None and modified is not None and modified <= since
+
+    def _remote(self) -> Address | None:
+        """The browser's address: from the peer on back to what the last trusted proxy says was its own peer."""
+        found = parse_address(self.client_address[0])
+        for text in reversed(self._list("X-Forwarded-For")):
+            hop = parse_address(text)
+            if hop is None or found is None or not self.server.config.Server.trusts(found):
+                break
+            found = hop
+        return found
+
     def _remote_addr(self) -> str:
-        """The browser's address: the peer, or what a trusted proxy says was its own peer."""
-        peer = str(self.client_address[0])
-        forwarded = self._list("X-Forwarded-For")[-1]
-        return printable(forwarded) if forwarded and self.server.config.Server.trusts(peer) else peer
+        return str(self._remote())
+
+    def _place(self) -> contextlib.AbstractContextManager[bool]:
+        return self.server.places.hold(self.server.config.Server.crowd(self._remote()))
 
     def _healthz(self, query: Mapping[str, str]) -> None:
         self._answer(200, "alive")
@@ -1313,13 +1588,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _ssh(self, query: Mapping[str, str]) -> None:
         if not self._is_upgrade():
-            self._answer(400, "this address is for WebSockets")
+            self._answer(400, "this address is for WebSockets; a proxy before it must use HTTP/1.1 and pass Upgrade on")
+            return
+        if self._list("Sec-WebSocket-Version") != ["13"]:  # RFC 6455, section 4.4
+            other = {"Connection": "Upgrade, close", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+            self._answer(426, "this server speaks version 13 of the WebSocket protocol", other)
             return
         server = self.server
         session = Session(server.config, server.hooks, server.keeper, server.folder, self._remote_addr())
         threading.current_thread().name = f"{session.id}-output"
         try:
             self._check_origin()
+            if len(query.get("ssh_token", "")) > TOKEN_LIMIT_CHARACTERS:
+                raise Refused(TOKEN_TOO_LONG)
             with self.server.sessions.hold(session):
                 session.validate(query.get("ssh_token", ""))
                 session.run(self._open_browser, _query_size(query))
@@ -1327,20 +1608,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(session, exc.end)
 
     def _is_upgrade(self) -> bool:
-        """Whether this is a WebSocket handshake (RFC 6455, section 4.2.1)."""
-        if self.command != "GET" or self.headers.get("Sec-WebSocket-Version") != "13":
-            return False
-        connection = (word.lower() for word in self._list("Connection"))
-        upgrade = self.headers.get("Upgrade", "").lower().strip()
+        """Whether this is a WebSocket handshake, of whatever version (RFC 6455, section 4.2.1)."""
+        connection, upgrade = (map(str.lower, self._list(name)) for name in ("Connection", "Upgrade"))
         try:
             key = base64.b64decode(self.headers.get("Sec-WebSocket-Key", ""), validate=True)
         except ValueError:
             return False
-        return "upgrade" in connection and upgrade == "websocket" and len(key) == 16
+        asked = self.command == "GET" and self.request_version >= "HTTP/1.1" and "Sec-WebSocket-Version" in self.headers
+        return asked and "upgrade" in connection and "websocket" in upgrade and len(key) == 16
 
     def _check_origin(self) -> None:
-        allowed = self.server.config.Server.allowed_origins
-        if allowed and self.headers.get("Origin") not in allowed:
+        if self.server.config.Server.allowed_origins and not self._allowed_origin():
             raise Refused(End("this page may not open a terminal here (see allowed_origins)", DENIED))
 
     def _wants_v1(self) -> bool:
@@ -1355,9 +1633,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _refuse(self, session: Session, end: End) -> None:
         log_event("refusal", session=session.id, remote=self._remote_addr(), reason=end.reason)
-        if not self._wants_v1():
-            self._answer(_HTTP_STATUS[end.close_code], end.reason)
-            return
+        with self._place() as free:
+            if free and self._wants_v1():
+                self._refuse_in_words(session, end)
+            else:
+                self._answer(_HTTP_STATUS[end.close_code], end.reason)
+
+    def _refuse_in_words(self, session: Session, end: End) -> None:
         session.stop(end)  # from here on its input is dropped: it must not wait for a pod
         with contextlib.suppress(BrowserGone):
             browser = self._open_browser(session)
@@ -1392,6 +1674,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not token:
             self._answer(401, "a token is needed: open the recording from the platform")
             return None
+        if len(token) > TOKEN_LIMIT_CHARACTERS:
+            self._answer(403, TOKEN_TOO_LONG.reason)
+            return None
         try:
             return self.server.hooks.authorize(token, action, filename)
         except Exception as exc:
@@ -1401,17 +1686,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
 
     def _send_recording(self, file: BinaryIO) -> None:
+        status = os.fstat(file.fileno())
         size = playable_size(file)
-        modified = email.utils.formatdate(os.fstat(file.fileno()).st_mtime, usegmt=True)
+        packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
-            "Content-Type": "application/x-asciicast",
-            "Last-Modified": modified,
+            "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, no-cache",
             "Vary": "Accept-Encoding",
         }
+        modified = int(status.st_mtime)
+        if modified < int(time.time()):  # it may change again within this second (RFC 9110, section 8.8.2.2)
+            headers["Last-Modified"] = email.utils.formatdate(modified, usegmt=True)
+        if self._is_known(headers["ETag"], modified):
+            self._head(304, headers)
+            return
+        headers["Content-Type"] = "application/x-asciicast"
         wanted = self.headers.get("Range", "")
-        if self.headers.get("If-Range", modified) != modified:
+        if self.headers.get("If-Range", headers["ETag"]) not in (headers["ETag"], headers.get("Last-Modified")):
             wanted = ""
         try:
             part = parse_range(wanted, size)
@@ -1422,7 +1714,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start, end = part
             content_range = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             self._send_part(206, {**headers, **content_range}, file, start, end)
-        elif self._accepts_gzip() and self.request_version == "HTTP/1.1":
+        elif packed:
             self._send_gzipped(headers, file, size)
         else:
             self._send_part(200, headers, file, 0, size)
@@ -1453,11 +1745,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def _query_size(query: Mapping[str, str]) -> tuple[int, int] | None:
     try:
-        size = (int(query["cols"]), int(query["rows"]))
-        encode_resize(*size)
-        return size
+        return terminal_size(int(query["cols"]), int(query["rows"]))
     except (KeyError, ValueError):
         return None
+
+
+def parse_date(header: str) -> int | None:
+    """A date (RFC 9110, section 5.6.7) in Unix seconds; None for what is none."""
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
+        parts = email.utils.parsedate_tz(header[:64])
+        return int(email.utils.mktime_tz(parts)) if parts else None
+    return None
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
@@ -1502,8 +1800,10 @@ class JumpServer(http.server.ThreadingHTTPServer):
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
         }
-        self._changed = threading.Condition()  # guards _connections
+        self.places = Places(_PAGES, _PAGES_EACH)
+        self._changed = threading.Condition()  # guards both below
         self._connections: set[socket.socket] = set()
+        self._heads: dict[socket.socket, str] = {}  # whose request has not been read yet, oldest first: the crowd
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         if ":" in config.address[0]:
             self.address_family = socket.AF_INET6
@@ -1525,17 +1825,37 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        crowd = self.config.Server.crowd(parse_address(client_address[0]))
         with self._changed:
-            full = len(self._connections) >= self.config.Server.max_sessions + _SPARE_CONNECTIONS
-            if not full:
-                self._connections.add(request)
-        if full:
-            with contextlib.suppress(OSError):
-                request.setblocking(False)
-                request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            super().shutdown_request(request)
-        else:
+            while not self._has_room(crowd):
+                self._changed.wait(0.1)  # for threads that have something to read
+            self._connections.add(request)
+            self._heads[request] = crowd
+        try:
             super().process_request(request, client_address)
+        except RuntimeError:
+            log_event("error", error="no thread can be started for a new connection")
+            self.shutdown_request(request)
+
+    def _has_room(self, crowd: str) -> bool:
+        """Whether one more head may be waited for. If not, the oldest silent connection gives way. Needs the lock."""
+        heads = list(self._heads)
+        if len(heads) < _HEADS:
+            heads = [head for head in heads if crowd and self._heads[head] == crowd]
+            if len(heads) < _HEADS_EACH:
+                return True
+        silent = next((head for head in heads if not _is_readable(head)), None)
+        if silent is not None:
+            del self._heads[silent]
+            with contextlib.suppress(OSError):
+                silent.shutdown(socket.SHUT_RDWR)
+        return silent is not None
+
+    def head_was_read(self, connection: socket.socket) -> bool:
+        """Count the connection no longer among those that keep others waiting. False: it has had to give way."""
+        with self._changed:
+            self._changed.notify_all()
+            return self._heads.pop(connection, None) is not None
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -1547,6 +1867,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
             raise
 
     def shutdown_request(self, request: Any) -> None:
+        with self._changed:
+            self._heads.pop(request, None)
         super().shutdown_request(request)
         with self._changed:
             self._connections.discard(request)
@@ -1555,7 +1877,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that went away in the middle of an answer is no event.
         if not isinstance(sys.exc_info()[1], OSError):
-            log.error("error remote=%s\n%s", client_address[0], traceback.format_exc())
+            log.error("error remote=%s\n%s", parse_address(client_address[0]), traceback.format_exc())
 
     def start(self) -> None:
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
@@ -1564,6 +1886,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
         self._thread.start()
         host, port = self.server_address[:2]
+        for line in what_is_missing(self.config, type(self.hooks), self.assets):
+            log_event("warning", reason=line)
         log_event("start", version=__version__, listen=f"{host!s}:{port}", records=self.config.record_path)
 
     def trouble(self) -> str:
@@ -1599,6 +1923,12 @@ class JumpServer(http.server.ThreadingHTTPServer):
             self._changed.wait_for(lambda: not self._connections, timeout=1.0)
 
 
+def _is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -1609,20 +1939,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
     parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
     options = parser.parse_args(arguments)
+    sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = load_config(options.jumpserver)
         hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
-        check_record_path(config, options.jumpserver)
         if options.check:
+            check_record_path(config, options.jumpserver)
+            for line in what_is_missing(config, hooks_class, load_assets()):
+                print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
             print(f"{options.jumpserver}: good")
             return 0
+        make_record_path(config, options.jumpserver)
         return serve(config, hooks_class(config.hooks_settings()))
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
     except (HookError, RecordError, ListenError) as exc:
         print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
     return 2
+
+
+def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[str, Asset]) -> list[str]:
+    """What an operator hardly wants, in sentences."""
+    found = []
+    decides = hooks_class.validate_ssh_token is not Hooks.validate_ssh_token
+    if not (decides or config.Token.secret or config.Platform.validate_url):
+        found.append("every token will be refused: set [Token] secret, [Platform] validate_url or [Hooks] file")
+    if len(assets) < len(ASSETS):
+        found.append(f"{len(ASSETS) - len(assets)} files of the pages are missing: run `npm ci` in the folder static")
+    return found
 
 
 def serve(config: Config, hooks: Hooks) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import copy
@@ -18,14 +17,12 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, cast
+from typing import Any
 
 import pytest
 import websocket
@@ -34,13 +31,24 @@ import jumpserver
 from demo.cluster import StandIn
 from hooks import Hooks
 from tests.support import (
-    PROGRAM,
-    START_SECONDS,
+    UPGRADE,
     Installation,
     Program,
     RunningServer,
     Terminal,
+    another_server,
+    connected,
+    end_shell,
+    exchange,
+    frame,
+    last_row,
+    newest,
     nothing_left,
+    read_until,
+    refuse,
+    request_head,
+    run_program,
+    ssh_head,
     wait_until,
 )
 
@@ -99,25 +107,6 @@ def server(shared: RunningServer, cluster: StandIn) -> Iterator[RunningServer]:
     wait_until(lambda: not len(shared.server.sessions), "the end of all sessions")
 
 
-@contextlib.contextmanager
-def another_server(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
-    running = RunningServer(folder, cluster, **options)
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
-def run_program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
-
-
-def newest(server: Installation) -> Path:
-    """The recording that was written last."""
-    return server.config.record_path / server.recordings()[-1]
-
-
 def events(path: Path, code: str) -> list[str]:
     """The data of a recording's events of one kind. Every line must be whole."""
     return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
@@ -125,61 +114,6 @@ def events(path: Path, code: str) -> list[str]:
 
 def recorded_output(path: Path) -> bytes:
     return "".join(events(path, "o")).encode()
-
-
-def last_row(server: Installation) -> dict[str, Any]:
-    return server.rows()[-1]
-
-
-def end_shell(terminal: Terminal) -> dict[str, Any]:
-    terminal.type("exit\n")
-    return terminal.wait_end()
-
-
-def request_head(target: str, *lines: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
-
-
-KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
-UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
-
-
-def ssh_head(server: Installation, query: str = "&cols=80&rows=24", **claims: Any) -> bytes:
-    return request_head(f"/ssh?ssh_token={server.token(**claims)}{query}", *UPGRADE)
-
-
-@contextlib.contextmanager
-def connected(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), 10) as sock:
-        yield sock
-
-
-def read_until(sock: socket.socket, text: bytes = b"") -> bytes:
-    """Read until the text has come, or to the end."""
-    got = b""
-    with contextlib.suppress(ConnectionResetError):
-        while not text or text not in got:
-            data = sock.recv(65536)
-            if not data:
-                break
-            got += data
-    return got
-
-
-def exchange(port: int, request: bytes) -> bytes:
-    with connected(port) as sock:
-        sock.sendall(request)
-        return read_until(sock)
-
-
-def frame(data: bytes, opcode: int = websocket.ABNF.OPCODE_TEXT, *, first_byte: int | None = None) -> bytes:
-    """A client's frame; ``first_byte`` takes the place of FIN and opcode."""
-    whole: bytes = websocket.ABNF.create_frame(data, opcode, 1).format()
-    return whole if first_byte is None else bytes([first_byte]) + whole[1:]
-
-
-def drop(sock: websocket.WebSocket) -> None:
-    sock.shutdown()  # type: ignore[no-untyped-call]
 
 
 def is_idle(sock: websocket.WebSocket, seconds: float) -> bool:
@@ -209,67 +143,9 @@ def test_the_configuration_of_the_original_is_enough(tmp_path: Path, cluster: St
     assert "Traceback" not in program.log()
 
 
-def test_check_says_good_and_opens_nothing(tmp_path: Path, cluster: StandIn) -> None:
-    file = Installation(tmp_path, cluster).config_file
-    done = run_program("--check", "-jumpserver", file)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: good\n", "")
-    assert not list((tmp_path / "records").iterdir())
-
-
 def test_version_is_printed() -> None:
     done = run_program("--version")
     assert (done.returncode, done.stdout) == (0, f"jumpserver {jumpserver.__version__}\n")
-
-
-BAD_KUBECONFIG = "users:\n- user:\n    token: S3CRET\n  bad\n"
-CONFIG_ERRORS = [
-    ("[Sever]\n", "[Sever]"),
-    ("Server = 5\n", "Server"),
-    ("[Server]\nport = 1\n", "port in [Server]"),
-    ("[Server]\nlisten = 7000\n", "listen in [Server]"),
-    ("[Server]\nmax_sessions = true\n", "max_sessions in [Server]"),
-    ("[Server]\nmax_sessions = 0\n", "max_sessions in [Server]"),
-    ('[Server]\nallowed_origins = "https://x"\n', "allowed_origins in [Server]"),
-    ("[Server]\nallowed_origins = [1]\n", "allowed_origins in [Server]"),
-    ('[Server]\ntrusted_proxies = ["proxy.example"]\n', "trusted_proxies in [Server]"),
-    ("[Server\nlisten = S3CRET\n", "is not TOML"),
-    ('[Server]\nlisten = "nowhere"\n', "listen in [Server]"),
-    ('[Server]\nlisten = "127.0.0.1:65536"\n', "listen in [Server]"),
-    ('[Server]\nlisten = "no..where:7000"\n', "listen in [Server]"),
-    ('[Server]\nlisten = "192.0.2.1:7000"\n', "listen in [Server]"),
-    ('[Server]\nlisten = "127.0.0.1:IN_USE"\n', "listen in [Server]"),
-    ('[Record]\npath = "jumpserver.toml/records"\n', "path in [Record]"),
-    ('[Token]\nsecret = "S3CRET"\n', "secret in [Token]"),
-    ('[Platform]\nvalidate_url = "S3CRET"\n', "validate_url in [Platform]"),
-    ('[Platform]\nauthorization = "Bearer S3CRET\\n"\n', "authorization in [Platform]"),
-    ('[Clusters]\nprod = "bad.yaml"\n', "prod in [Clusters]"),
-    ('[Clusters]\nprod = "missing.yaml"\n', "prod in [Clusters]"),
-    ("[Clusters]\nprod = 1\n", "[Clusters]"),
-    ('[Hooks]\nfile = "missing.py"\n', "missing.py"),
-    ('[Hooks]\nfile = "bad.yaml"\n', "bad.yaml"),
-    ('[Audit]\ndb = "missing/sessions.db"\n', "db in [Audit]"),
-    ('[Audit]\ndb = "bad.yaml"\n', "db in [Audit]"),
-]
-
-
-@pytest.mark.parametrize(("config", "words"), CONFIG_ERRORS, ids=[config.strip() for config, _ in CONFIG_ERRORS])
-def test_a_config_error_is_one_line_that_names_file_and_key(tmp_path: Path, config: str, words: str) -> None:
-    file = tmp_path / "jumpserver.toml"
-    (tmp_path / "bad.yaml").write_text(BAD_KUBECONFIG)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        text = config.replace("IN_USE", str(taken.getsockname()[1]))
-        file.write_text(text if "[Record]" in text else text + f'[Record]\npath = "{tmp_path}/records"\n')
-        done = run_program("-jumpserver", file)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert done.stderr.startswith("jumpserver: ") and len(done.stderr.splitlines()) == 1
-    assert words in done.stderr and (str(file) in done.stderr or "[Hooks]" in config)
-    assert "S3CRET" not in done.stderr
-
-
-def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
-    done = run_program("-jumpserver", tmp_path / "no.toml")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert str(tmp_path / "no.toml") in done.stderr
 
 
 def test_a_server_listens_when_its_ledger_is_open_and_not_before(tmp_path: Path, cluster: StandIn) -> None:
@@ -581,18 +457,6 @@ def test_a_one_byte_stream_of_the_handshake_and_its_frames_works(server: Running
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(server: RunningServer, token: str, **options: Any) -> tuple[int, int, str]:
-    """The close code of a v1 client, the HTTP status of an older one, and the reason, which is the same for both."""
-    with server.connect_with(token, **options) as terminal:
-        reason = terminal.wait_end()["reason"]
-    with pytest.raises(websocket.WebSocketBadStatusException) as caught:
-        server.connect_with(token, v1=False, **options)
-    assert (caught.value.resp_body or b"").decode() == f"{reason}\n"
-    assert (caught.value.resp_headers or {})["content-type"] == "text/plain; charset=utf-8"
-    assert server.cluster.execs == []
-    return terminal.close_code or 0, caught.value.status_code, reason
-
-
 def test_a_denial_is_shown_in_the_hooks_words(server: RunningServer) -> None:
     assert refuse(server, "denied") == (4403, 403, "not on a Friday")
 
@@ -656,43 +520,6 @@ def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, clu
 
 
 @pytest.mark.parametrize(
-    ("trusted", "address"),
-    [("", "127.0.0.1"), ('"::1", "10.0.0.0/8"', "127.0.0.1"), ('"10.0.0.0/8", "127.0.0.0/8"', "203.0.113.9")],
-)
-def test_a_trusted_proxy_has_the_last_word_on_the_browsers_address(
-    tmp_path: Path, cluster: StandIn, trusted: str, address: str
-) -> None:
-    forwarded = ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 7.7.7.7, 203.0.113.9"]
-    with another_server(tmp_path, cluster, server_lines=f"trusted_proxies = [{trusted}]") as server:
-        with Terminal(websocket.create_connection(server.terminal_socket(), 10, header=forwarded)) as terminal:
-            end_shell(terminal)
-        wait_until(lambda: last_row(server)["logout_at"])
-        assert last_row(server)["remote_addr"] == address
-
-
-def test_a_handshake_may_have_its_lists_on_several_lines(server: RunningServer) -> None:
-    upgrade = (
-        "Connection: keep-alive",
-        *UPGRADE,
-        "Sec-WebSocket-Protocol: other",
-        "Sec-WebSocket-Protocol: jumpserver.v1",
-    )
-    head = request_head(f"/ssh?ssh_token={server.token()}&cols=80&rows=24", *upgrade)
-    with connected(server.port) as sock:
-        sock.sendall(head)
-        answer = read_until(sock, b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 101 ") and b"jumpserver.v1" in answer
-
-
-def test_only_pages_of_allowed_origins_open_terminals(tmp_path: Path, cluster: StandIn) -> None:
-    with another_server(tmp_path, cluster, server_lines='allowed_origins = ["https://good.example"]') as server:
-        assert refuse(server, server.token(), origin="https://evil.example")[:2] == (4403, 403)
-        assert refuse(server, server.token(), suppress_origin=True)[:2] == (4403, 403)
-        with server.connect_with(server.token(), origin="https://good.example") as terminal:
-            terminal.wait_for_event("session")
-
-
-@pytest.mark.parametrize(
     ("pod", "claims", "words"),
     [
         ("multi", {}, "the pod has several containers, choose one of: c1 c2"),
@@ -722,35 +549,6 @@ def test_a_lost_cluster_ends_the_session_with_its_sentence(server: RunningServer
         end = terminal.wait_end()
     assert (terminal.close_code, end["reason"]) == (4502, "the connection to the cluster was lost")
     assert recorded_output(newest(server)) == terminal.output
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        (),
-        UPGRADE[:-1],
-        (*UPGRADE[:-1], "Sec-WebSocket-Key: c2hvcnQ="),
-        (*UPGRADE[:-1], "Sec-WebSocket-Key: ünsinn"),
-        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 8", KEY),
-        ("Connection: close", *UPGRADE[1:]),
-        ("Connection: Upgrade", "Upgrade: h2c", *UPGRADE[2:]),
-    ],
-)
-def test_a_bad_handshake_is_answered_with_400(
-    server: RunningServer, caplog: pytest.LogCaptureFixture, lines: tuple[str, ...]
-) -> None:
-    answer = exchange(server.port, request_head(f"/ssh?ssh_token={server.token()}", *lines))
-    assert answer.startswith(b"HTTP/1.1 400 ") and b"\r\nContent-Type: text/plain" in answer
-    assert server.cluster.execs == [] and "Traceback" not in caplog.text
-
-
-@pytest.mark.parametrize("target", ["/ssh?" + "a=1&" * 100, "http://[", "//[", "/\xff\xfe?%ff%00"])
-def test_a_strange_request_target_is_answered_without_a_traceback(
-    server: RunningServer, caplog: pytest.LogCaptureFixture, target: str
-) -> None:
-    answer = exchange(server.port, request_head(target, *UPGRADE))
-    assert re.match(rb"HTTP/1\.1 40[04] ", answer), answer
-    assert "Traceback" not in caplog.text
 
 
 def test_a_close_reason_is_cut_between_characters_and_the_event_has_it_whole(server: RunningServer) -> None:
@@ -971,124 +769,6 @@ def test_50_browsers_that_vanish_leave_nothing(server: RunningServer) -> None:
 # -- the browser's socket, made safe ----------------------------------------------------------------------------------
 
 
-class Owner:
-    """What a browser's socket needs of its session."""
-
-    id = "test"
-
-    def __init__(self, on_message: Callable[[str | bytes], None], ended: threading.Event) -> None:
-        self.on_message = on_message
-        self.ended = ended
-
-    def stop(self, end: jumpserver.End) -> None:
-        self.ended.set()
-
-    def wait_for_room(self, timeout: float) -> bool:
-        return True
-
-
-@contextlib.contextmanager
-def browser_socket(
-    on_message: Callable[[str | bytes], None], **options: Any
-) -> Iterator[tuple[jumpserver.BrowserSocket, websocket.WebSocket, threading.Event]]:
-    """Both ends of one WebSocket, and the event that the server's end calls on_end."""
-    ended = threading.Event()
-    owner = Owner(on_message, ended)
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-        connecting = pool.submit(websocket.create_connection, url, 10, **options)
-        sock, _ = listener.accept()
-        with sock:
-            key = re.search(rb"Sec-WebSocket-Key: (\S+)", read_until(sock, b"\r\n\r\n"))
-            assert key
-            near = jumpserver.BrowserSocket(sock, key[1].decode(), "", cast(jumpserver.Session, owner))
-            far = connecting.result()
-            try:
-                yield near, far, ended
-            finally:
-                drop(far)
-                near.abort()
-                near.thread.join()
-
-
-def test_large_frames_of_several_threads_and_pongs_stay_whole() -> None:
-    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
-    with browser_socket(lambda message: None, sockopt=small) as (near, far, _), ThreadPoolExecutor(3) as pool:
-
-        def flood(number: int) -> None:
-            for _ in range(100):
-                near.send(bytes([number]) * 70_000)
-
-        flooding = [pool.submit(flood, number) for number in range(3)]
-        frames = pongs = 0
-        while frames < 300 or pongs < 150:
-            opcode, got = far.recv_data_frame(control_frame=True)
-            if opcode == websocket.ABNF.OPCODE_PONG:
-                pongs += 1
-                continue
-            assert got is not None and opcode == websocket.ABNF.OPCODE_BINARY
-            assert len(got.data) == 70_000 and len(set(got.data)) == 1
-            frames += 1
-            if frames % 2:
-                far.ping("are you there")
-        for each in flooding:
-            each.result()
-
-
-def test_a_browser_that_never_answers_a_ping_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.05)
-    with browser_socket(lambda message: None) as (near, _, ended):
-        assert ended.wait(5)
-        with pytest.raises(jumpserver.BrowserGone):
-            near.send(b"x")
-
-
-@pytest.mark.parametrize("how", ["far", "abort", "finish"])
-def test_the_end_of_the_connection_is_always_told(how: str) -> None:
-    for _ in range(20):
-        with browser_socket(lambda message: None) as (near, far, ended):
-            if how == "far":
-                drop(far)
-            elif how == "abort":
-                near.abort()
-            else:
-                far.send_close()
-                near.finish(1000, "")
-            assert ended.wait(5)
-            assert not near.connected
-
-
-def test_a_blocked_send_wakes_when_the_connection_is_dropped() -> None:
-    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
-    with browser_socket(lambda message: None, sockopt=small) as (near, far, _), ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(near.send, bytes(64 * MIB))
-        assert far.sock and far.sock.recv(1)  # it has begun, and cannot end
-        near.abort()
-        with pytest.raises(jumpserver.BrowserGone):
-            sending.result(5)
-
-
-def test_nothing_follows_a_frame_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
-    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
-    with browser_socket(lambda message: None, sockopt=small) as (near, far, ended):
-        with pytest.raises(jumpserver.BrowserGone):
-            near.send(bytes(64 * MIB))
-        assert ended.wait(5) and far.sock
-        with contextlib.suppress(ConnectionResetError):
-            while far.sock.recv(MIB):
-                pass
-        with pytest.raises(jumpserver.BrowserGone):
-            near.send(b"more")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_fault_in_a_message_ends_the_connection() -> None:
-    with browser_socket(lambda message: [][1]) as (near, far, ended):
-        far.send("x")
-        assert ended.wait(5) and not near.connected
-
-
 def test_compression_is_not_agreed_to(server: RunningServer) -> None:
     header = ["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"]
     with server.connect_with(server.token(), size="&cols=80&rows=24", header=header) as terminal:
@@ -1103,97 +783,7 @@ def test_frames_sent_along_with_the_handshake_are_not_lost(server: RunningServer
     assert server.cluster.execs[-1].sizes == [(99, 33)]
 
 
-BROKEN_FRAMES = {
-    "text that is not UTF-8": frame(b"\xff\xfe"),
-    "half a character": frame(b'"\xc3'),
-    "a reserved bit": frame(b"x", first_byte=0xC1),
-    "an unknown opcode": frame(b"x", first_byte=0x83),
-    "a long ping": b"\x89\xfe\x00\x80" + bytes(132),
-    "a ping in pieces": frame(b"x", first_byte=0x09),
-    "a frame without mask": b"\x81\x02{}",
-    "a continuation of nothing": frame(b"x", first_byte=0x80),
-    "a text inside a text": frame(b"x", first_byte=0x01) + frame(b"x"),
-    "a close with half a code": frame(b"\x03", first_byte=0x88),
-    "a close with a forbidden code": frame(b"\x03\xed", first_byte=0x88),
-    "a close, then more": frame(b"\x03\xe8", first_byte=0x88) + frame(b"x") + frame(b"\xff"),
-    "two closes": frame(b"\x03\xe8", first_byte=0x88) * 2,
-    "a length of 2^63": b"\x82\xff" + b"\xff" * 8 + bytes(4),
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN_FRAMES.values(), ids=list(BROKEN_FRAMES))
-def test_a_broken_frame_ends_its_session_without_a_traceback(
-    server: RunningServer, caplog: pytest.LogCaptureFixture, broken: bytes
-) -> None:
-    with connected(server.port) as sock:
-        sock.sendall(ssh_head(server))
-        read_until(sock, b"\r\n\r\n")
-        server.cluster.wait_until(server.cluster.shells)
-        sock.sendall(broken)
-        read_until(sock)
-    assert "Traceback" not in caplog.text  # and none in a thread, for which pytest fails the test
-
-
-@pytest.mark.parametrize("pieces", [1, 5])
-def test_a_message_over_1_mib_ends_only_its_own_session(server: RunningServer, pieces: int) -> None:
-    data = json.dumps({"type": "input", "input": "x" * MIB}).encode()
-    with server.connect() as bystander, server.connect() as terminal:
-        bystander.wait_for_event("session")
-        terminal.wait_for_event("session")
-        size = len(data) // pieces + 1
-        with contextlib.suppress(OSError, websocket.WebSocketException):
-            for start in range(0, len(data), size):
-                first = (0x80 if start + size >= len(data) else 0) | (0 if start else 1)
-                terminal.sock.sock.sendall(frame(data[start : start + size], first_byte=first))  # type: ignore[union-attr]
-        terminal.wait_end()
-        assert terminal.close_code in (1009, 1006)
-        bystander.type("echo a$((1+1))b\n")
-        bystander.wait_for("a2b")
-        end_shell(bystander)
-
-
 # -- http.server, made safe -------------------------------------------------------------------------------------------
-
-
-def test_a_head_that_trickles_in_is_cut(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jumpserver, "HEAD_SECONDS", 0.4)
-    began = time.monotonic()
-    with connected(server.port) as sock:
-        sock.settimeout(0.1)  # a byte each time that this runs out
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() < began + 5:
-                sock.sendall(b"x")
-                with contextlib.suppress(TimeoutError, socket.timeout):
-                    if not sock.recv(1):
-                        break
-    assert time.monotonic() - began < 3
-
-
-def test_connections_over_the_cap_are_answered_with_503(
-    tmp_path: Path, cluster: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jumpserver, "_SPARE_CONNECTIONS", 2)
-    with another_server(tmp_path, cluster, server_lines="max_sessions = 1") as server, contextlib.ExitStack() as stack:
-        held = [stack.enter_context(connected(server.port)) for _ in range(3)]
-        with connected(server.port) as sock:
-            assert read_until(sock).startswith(b"HTTP/1.1 503 ")
-        held[0].close()
-
-        def answered() -> bool:
-            return exchange(server.port, request_head("/nothing")).startswith(b"HTTP/1.1 404 ")
-
-        wait_until(answered, "room for a connection")
-
-
-def test_no_text_of_the_client_comes_back_in_a_head(server: RunningServer) -> None:
-    lines = (*UPGRADE, "Sec-WebSocket-Protocol: marker", "Origin: marker", "Sec-WebSocket-Extensions: marker")
-    targets = ("/ssh?ssh_token=marker", "/marker", "/records/play?filename=marker&token=marker", "/?a=%0d%0amarker:x")
-    for request in [request_head(target, *lines) for target in targets] + [
-        b"GET / marker HTTP/1.1\r\n\r\n",
-        b"MARKER / HTTP/1.1\r\n\r\n",
-    ]:
-        head, _, _ = exchange(server.port, request).partition(b"\r\n\r\n")
-        assert b"marker" not in head.lower(), head
 
 
 def test_logs_hold_no_token_no_query_and_no_kubeconfig(
@@ -1308,13 +898,6 @@ def test_a_message_over_1_mib_is_named_in_the_ledger(server: RunningServer) -> N
         terminal.wait_end()
     wait_until(lambda: last_row(server)["logout_at"])
     assert last_row(server)["reason"] == "the browser sent a message of more than 1 MiB"
-
-
-def test_the_liveness_probe_is_answered(server: RunningServer) -> None:
-    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with connected(server.port) as sock:
-        sock.sendall(head)
-        assert read_until(sock).startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_server_raises_its_own_limit_of_descriptors(tmp_path: Path, cluster: StandIn) -> None:

@@ -180,7 +180,7 @@ class RunningServer(Installation):
 
     def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
         super().__init__(folder, cluster, **options)
-        jumpserver.check_record_path(self.config, self.config_file)
+        jumpserver.make_record_path(self.config, self.config_file)
         hooks_file = self.config.Hooks.file
         hooks_class = hooks.load_hooks(self.config.folder / hooks_file if hooks_file else None)
         self.hooks = hooks_class(self.config.hooks_settings())
@@ -196,11 +196,21 @@ class RunningServer(Installation):
             self.server.stop(seconds)
 
 
+@contextlib.contextmanager
+def another_server(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
+    running = RunningServer(folder, cluster, **options)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 class Program(Installation):
     """A jumpserver in a process of its own."""
 
-    def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
+    def __init__(self, folder: Path, cluster: StandIn, *, program: Path = PROGRAM, **options: Any) -> None:
         super().__init__(folder, cluster, **options)
+        self.program = program
         self.log_file = folder / "log"
 
     def __enter__(self) -> Program:
@@ -213,7 +223,7 @@ class Program(Installation):
 
     def start(self, flag: str = "-jumpserver") -> None:
         with self.log_file.open("wb") as log:
-            command = [sys.executable, str(PROGRAM), flag, str(self.config_file)]
+            command = [sys.executable, str(self.program), flag, str(self.config_file)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
         found = re.search(r" listen=\S+:(\d+)", self.log())
@@ -227,6 +237,12 @@ class Program(Installation):
         """Send a signal, and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(5)
+
+
+def run_program(*arguments: str | Path, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
+    """Run a jumpserver that ends by itself."""
+    command = [sys.executable, str(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
 
 
 class Terminal:
@@ -299,6 +315,78 @@ class Terminal:
             self.step()
         self.sock.shutdown()  # type: ignore[no-untyped-call]
         return next((event for event in self.events if event["type"] == "end"), {})
+
+
+def request_head(target: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
+
+
+KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
+
+
+def ssh_head(server: Installation, query: str = "&cols=80&rows=24", **claims: Any) -> bytes:
+    return request_head(f"/ssh?ssh_token={server.token(**claims)}{query}", *UPGRADE)
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        yield sock
+
+
+def read_until(sock: socket.socket, text: bytes = b"") -> bytes:
+    """Read until the text has come, or to the end."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while not text or text not in got:
+            data = sock.recv(65536)
+            if not data:
+                break
+            got += data
+    return got
+
+
+def exchange(port: int, request: bytes) -> bytes:
+    with connected(port) as sock:
+        sock.sendall(request)
+        return read_until(sock)
+
+
+def frame(data: bytes, opcode: int = websocket.ABNF.OPCODE_TEXT, *, first_byte: int | None = None) -> bytes:
+    """A client's frame; ``first_byte`` takes the place of FIN and opcode."""
+    whole: bytes = websocket.ABNF.create_frame(data, opcode, 1).format()
+    return whole if first_byte is None else bytes([first_byte]) + whole[1:]
+
+
+def newest(server: Installation) -> Path:
+    """The recording that was written last."""
+    return server.config.record_path / server.recordings()[-1]
+
+
+def last_row(server: Installation) -> dict[str, Any]:
+    return server.rows()[-1]
+
+
+def end_shell(terminal: Terminal) -> dict[str, Any]:
+    terminal.type("exit\n")
+    return terminal.wait_end()
+
+
+def drop(sock: websocket.WebSocket) -> None:
+    sock.shutdown()  # type: ignore[no-untyped-call]
+
+
+def refuse(server: RunningServer, token: str, **options: Any) -> tuple[int, int, str]:
+    """The close code of a v1 client, the HTTP status of an older one, and the reason, which is the same for both."""
+    with server.connect_with(token, **options) as terminal:
+        reason = terminal.wait_end()["reason"]
+    with pytest.raises(websocket.WebSocketBadStatusException) as caught:
+        server.connect_with(token, v1=False, **options)
+    assert (caught.value.resp_body or b"").decode() == f"{reason}\n"
+    assert (caught.value.resp_headers or {})["content-type"] == "text/plain; charset=utf-8"
+    assert server.cluster.execs == []
+    return terminal.close_code or 0, caught.value.status_code, reason
 
 
 class Listener:
