@@ -970,6 +970,11 @@ class SessionRegistry:
         with self._changed:
             return len(self._sessions)
 
+    def has(self, session_id: str) -> bool:
+        """Whether a session of this id is open."""
+        with self._changed:
+            return any(session.id == session_id for session in self._sessions)
+
     def close(self, end: End) -> None:
         """Take no more, and stop those that are open. Does not wait."""
         with self._changed:
@@ -1048,7 +1053,7 @@ class _Loader(Protocol):
 
 
 def load_assets() -> dict[str, Asset]:
-    """Read the pages through this module's loader, which works inside a zip too. Missing ones are left out."""
+    """Read the pages through this module's loader, which works inside a zip too. See missing_assets."""
     loader: _Loader = globals()["__loader__"]
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
     assets: dict[str, Asset] = {}
@@ -1056,6 +1061,11 @@ def load_assets() -> dict[str, Asset]:
         with contextlib.suppress(OSError):
             assets[route] = Asset(loader.get_data(os.path.join(folder, name)), _CONTENT_TYPES[Path(name).suffix])
     return assets
+
+
+def missing_assets(assets: Mapping[str, Asset]) -> list[str]:
+    """The files below static/ that the pages need and that are not there."""
+    return sorted({name for route, name in ASSETS.items() if route not in assets})
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -1138,10 +1148,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Nothing: http.server's lines hold the query, and so the token."""
 
     def _asset(self, path: str) -> None:
-        asset = self.server.assets.get(path)
-        if asset is None:
-            self._answer(404, NO_PAGE if path in ASSETS else "not found")
+        if path not in ASSETS:
+            self._answer(404, "not found")
             return
+        if missing_assets(self.server.assets):  # half a page would never start, and not say why
+            self._answer(503, NO_PAGE)
+            return
+        asset = self.server.assets[path]
         if self.headers.get("If-None-Match") == asset.etag:
             self._head(304, {"ETag": asset.etag})
             return
@@ -1258,7 +1271,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file)
+            self._send_recording(file, "running" if self.server.sessions.has(path.stem) else "complete")
 
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
@@ -1277,8 +1290,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
 
-    def _send_recording(self, file: BinaryIO) -> None:
+    def _send_recording(self, file: BinaryIO, outcome: str) -> None:
+        whole = os.fstat(file.fileno()).st_size  # asked first: the file may grow
         size = playable_size(file)
+        if size < whole and outcome == "complete":
+            outcome = "cut"
         modified = email.utils.formatdate(os.fstat(file.fileno()).st_mtime, usegmt=True)
         headers = {
             "Content-Type": "application/x-asciicast",
@@ -1286,6 +1302,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, no-cache",
             "Vary": "Accept-Encoding",
+            "X-Recording": outcome,
         }
         wanted = self.headers.get("Range", "")
         if self.headers.get("If-Range", modified) != modified:
