@@ -1224,6 +1224,11 @@ class SessionRegistry:
         with self._changed:
             return self._closing
 
+    def has(self, session_id: str) -> bool:
+        """Whether a session of this id is open."""
+        with self._changed:
+            return any(session.id == session_id for session in self._sessions)
+
     def close(self, end: End) -> None:
         """Take no more, and stop those that are open. Does not wait."""
         with self._changed:
@@ -1308,7 +1313,7 @@ class _Loader(Protocol):
 
 
 def load_assets() -> dict[str, Asset]:
-    """Read the pages through this module's loader, which works inside a zip too. Missing ones are left out."""
+    """Read the pages through this module's loader, which works inside a zip too. See missing_assets."""
     loader: _Loader = globals()["__loader__"]
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
     assets: dict[str, Asset] = {}
@@ -1316,6 +1321,11 @@ def load_assets() -> dict[str, Asset]:
         with contextlib.suppress(OSError):
             assets[route] = Asset(loader.get_data(os.path.join(folder, name)), _CONTENT_TYPES[Path(name).suffix])
     return assets
+
+
+def missing_assets(assets: Mapping[str, Asset]) -> list[str]:
+    """The files below static/ that the pages need and that are not there."""
+    return sorted({name for route, name in ASSETS.items() if route not in assets})
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -1499,11 +1509,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Nothing: http.server's lines hold the query, and so the token."""
 
     def _asset(self, path: str) -> None:
-        asset = self.server.assets.get(path)
-        if asset is None:
-            self._answer(404, NO_PAGE if path in ASSETS else "not found")
+        if path not in ASSETS:
+            self._answer(404, "not found")
             return
-        packed = self._accepts_gzip()
+        if missing_assets(self.server.assets):  # half a page would never start, and not say why
+            self._answer(503, NO_PAGE)
+            return
+        asset, packed = self.server.assets[path], self._accepts_gzip()
         headers = {"ETag": asset.etag(packed), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if self._is_known(headers["ETag"]):
             self._head(304, headers)
@@ -1663,7 +1675,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file)
+            self._send_recording(file, "running" if self.server.sessions.has(path.stem) else "complete")
 
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
@@ -1685,15 +1697,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
 
-    def _send_recording(self, file: BinaryIO) -> None:
-        status = os.fstat(file.fileno())
+    def _send_recording(self, file: BinaryIO, outcome: str) -> None:
+        status = os.fstat(file.fileno())  # asked first: the file may grow
         size = playable_size(file)
+        if size < status.st_size and outcome == "complete":
+            outcome = "cut"
         packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
             "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, no-cache",
             "Vary": "Accept-Encoding",
+            "X-Recording": outcome,
         }
         modified = int(status.st_mtime)
         if modified < int(time.time()):  # it may change again within this second (RFC 9110, section 8.8.2.2)
@@ -1965,8 +1980,9 @@ def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[st
     decides = hooks_class.validate_ssh_token is not Hooks.validate_ssh_token
     if not (decides or config.Token.secret or config.Platform.validate_url):
         found.append("every token will be refused: set [Token] secret, [Platform] validate_url or [Hooks] file")
-    if len(assets) < len(ASSETS):
-        found.append(f"{len(ASSETS) - len(assets)} files of the pages are missing: run `npm ci` in the folder static")
+    missing = missing_assets(assets)
+    if missing:
+        found.append(f"{len(missing)} files of the pages are missing: run `npm ci` in the folder static")
     return found
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -69,8 +70,22 @@ def record_sample(links: Links) -> None:
             pass
 
 
+def end_on_signals() -> None:
+    """Let Ctrl-C, SIGTERM and a terminal that closes raise KeyboardInterrupt, once: what cleans up is not cut short."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+
+
 def run(links: Links, kubeconfig: Path, folder: Path, port: int) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until a KeyboardInterrupt, which passes."""
     file = folder / "jumpserver.toml"
     file.write_text(
         f'[Server]\nlisten = "127.0.0.1:{port}"\n[Record]\npath = "records"\n'
@@ -81,14 +96,12 @@ def run(links: Links, kubeconfig: Path, folder: Path, port: int) -> None:
     demo_hooks = DemoHooks(config.hooks_settings())
     demo_hooks.links = links
     server = jumpserver.JumpServer(config, demo_hooks)
-    server.start()
-    links.base = f"http://127.0.0.1:{server.server_address[1]}"
     try:
+        server.start()
+        links.base = f"http://127.0.0.1:{server.server_address[1]}"
         print(f"\nOpen a terminal: {links.terminal()}\n\nRecording a sample ...", flush=True)
         record_sample(links)
         threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
     finally:
         server.stop()
 
@@ -104,6 +117,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     links = Links(secrets.token_hex(32), options.namespace, options.pod, options.container)
     kubeconfig: Path
+    end_on_signals()
     try:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jumpserver-demo-")))
@@ -113,10 +127,11 @@ def main() -> int:
                 kubeconfig = folder / "kubeconfig"
                 kubeconfig.write_text(stack.enter_context(StandIn()).kubeconfig())
             run(links, kubeconfig, folder, options.port)
+    except KeyboardInterrupt:
         return 0
     except (OSError, jumpserver.ConfigError, jumpserver.ListenError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
-        return 2
+    return 2
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class User:
 
 
 DEFAULT_PODS = (
-    Pod("default", "demo"),
+    Pod("default", "demo", whole_host=True),
     Pod("default", "busybox", programs=("sh",)),
     Pod("default", "multi", containers=("c1", "c2")),
     Pod("default", "distroless", programs=(), tools=("cat", "sleep")),

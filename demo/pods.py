@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEM_DIRECTORIES = frozenset(("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin"))
+SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 COMMON_TOOLS = tuple(
     """
     [ awk basename cat chmod clear cp cut date dd df dirname du echo env expr false find grep head hostname id
@@ -33,6 +33,7 @@ COMMON_TOOLS = tuple(
 class Pod:
     """`programs` are what `tools` has not: the shells. `state` is running, finished or pending.
 
+    With `whole_host`, PATH goes on with the folders of this host, so that vim and whatever else it has is found.
     `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside PATH and HOME.
     """
 
@@ -44,6 +45,7 @@ class Pod:
     tools: tuple[str, ...] = COMMON_TOOLS
     elsewhere: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    whole_host: bool = False
 
 
 class ExecFailure(Exception):
@@ -51,7 +53,7 @@ class ExecFailure(Exception):
 
 
 class Image:
-    """What a pod's programs see: a bin directory that is the whole PATH, and a home."""
+    """What a pod's programs see: a PATH that begins with a directory of its own, and a home."""
 
     def __init__(self, root: Path, pod: Pod) -> None:
         self.pod, self.root = pod, root
@@ -59,12 +61,13 @@ class Image:
         self.bin.mkdir(parents=True)
         self.home.mkdir()
         for name in (*pod.programs, *pod.tools):
-            target = shutil.which(name, path=os.pathsep.join(sorted(SYSTEM_DIRECTORIES)))
+            target = shutil.which(name, path=os.pathsep.join(SYSTEM_DIRECTORIES))
             if target:
                 (self.bin / name).symlink_to(target)
+        self.folders = [self.bin, *map(Path, SYSTEM_DIRECTORIES if pod.whole_host else ())]
         self.environment = {
             **dict(pod.environment),
-            "PATH": str(self.bin),
+            "PATH": os.pathsep.join(map(str, self.folders)),
             "HOSTNAME": pod.name,
             "HOME": str(self.home),
         }
@@ -77,7 +80,10 @@ class Image:
         folder, name = os.path.split(program)
         if program in self.pod.elsewhere:
             return program
-        path = self.bin / name if not folder or folder in SYSTEM_DIRECTORIES else self.home / program
+        if not folder or folder in SYSTEM_DIRECTORIES:
+            path = next((place / name for place in self.folders if (place / name).exists()), self.bin / name)
+        else:
+            path = self.home / program
         if not path.exists():
             why = f"stat {program}: no such file or directory" if folder else "executable file not found in $PATH"
             raise ExecFailure(f'exec: "{program}": {why}')

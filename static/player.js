@@ -4,6 +4,10 @@
 /* global AsciinemaPlayer */
 
 const PROGRESS_DELAY_MS = 400; // a short download shows no progress
+const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
+const USUAL = { cols: 80, rows: 24 };
+const CODES = "oirm"; // output, input, resize, marker; other events are not for the eye
+const READABLE_PX = 6; // the narrowest that a character may be fitted to
 const TERMINAL_FONT = 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace';
 
 const el = (id) => document.getElementById(id);
@@ -12,7 +16,11 @@ const state = {
   filename: "",
   token: "",
   recording: null, // what parseRecording returned
+  size: 0, // of the file, in bytes
   player: null,
+  playing: false,
+  idleLimit: 0, // seconds, as the player was given it
+  failed: false,
 };
 
 class Unplayable extends Error {
@@ -34,6 +42,8 @@ async function fetchRecording() {
     throw new Unplayable("The server could not be reached", "Check the network connection, then load this page again.");
   });
   if (!response.ok) throw await refusal(response);
+  const outcome = response.headers.get("X-Recording");
+  if (outcome && outcome !== "complete") showIncomplete(outcome);
   return readAll(response);
 }
 
@@ -54,7 +64,6 @@ async function refusal(response) {
 async function readAll(response) {
   const total = response.headers.get("Content-Encoding") ? 0 : Number(response.headers.get("Content-Length"));
   const reader = response.body.getReader();
-  const startedAt = performance.now();
   const chunks = [];
   let received = 0;
   for (;;) {
@@ -64,11 +73,12 @@ async function readAll(response) {
     if (done) return new Blob(chunks, { type: "application/x-asciicast" });
     chunks.push(value);
     received += value.length;
-    if (performance.now() - startedAt > PROGRESS_DELAY_MS) showProgress(received, total);
+    if (!el("words").hidden) showProgress(received, total);
   }
 }
 
 function showProgress(received, total) {
+  if (state.failed) return; // the player can be broken before there is anything to play
   showWords("Loading the recording", total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received));
   el("progress").hidden = !total;
   if (total) Object.assign(el("progress"), { max: total, value: received });
@@ -87,18 +97,33 @@ function parseRecording(text) {
   for (const number of numbers) {
     const event = parseEvent(lines[number]);
     if (event) {
-      seconds = header.version === 3 ? seconds + event[0] : event[0];
-      events.push([seconds * 1000, event[1], event[2]]);
-    } else if (number !== numbers[numbers.length - 1]) {
+      seconds = Math.max(seconds, header.version === 3 ? seconds + event[0] : event[0]); // the player needs them in order
+      if (CODES.includes(event[1])) events.push([seconds * 1000, event[1], event[2]]);
+    } else if (number === numbers[numbers.length - 1]) {
+      showIncomplete("cut");
+    } else {
       throw new Unplayable("The recording is damaged", `Line ${number + 1} cannot be read. The file itself can be downloaded.`);
     }
   }
   if (!events.some((event) => event[1] === "o")) {
     throw new Unplayable("Nothing was printed", "The session was recorded, but it ended before anything appeared in its terminal.");
   }
-  const cols = header.width ?? header.term?.cols;
-  const rows = header.height ?? header.term?.rows;
-  return { header, cols, rows, events, seconds };
+  const size = playableSize(header.width ?? header.term?.cols, header.height ?? header.term?.rows);
+  return { header, ...size, events: events.map(playableEvent), seconds: events[events.length - 1][0] / 1000 };
+}
+
+function playableEvent([milliseconds, code, data]) {
+  if (code !== "r") return [milliseconds, code, data];
+  const { cols, rows } = playableSize(...data.split("x").map(Number));
+  return [milliseconds, code, `${cols}x${rows}`];
+}
+
+// The size that is shown for a recorded one. The player's own code dies of very large ones, without a word.
+function playableSize(cols, rows) {
+  if (![cols, rows].every((side) => Number.isInteger(side) && side > 0)) return USUAL;
+  const shown = { cols: Math.min(cols, LARGEST.cols), rows: Math.min(rows, LARGEST.rows) };
+  if (shown.cols < cols || shown.rows < rows) showSizeRemark(`${cols} \u00d7 ${rows}`, `${shown.cols} \u00d7 ${shown.rows}`);
+  return shown;
 }
 
 function parseHeader(line) {
@@ -114,8 +139,9 @@ function parseHeader(line) {
 
 function parseEvent(line) {
   try {
-    const event = JSON.parse(line);
-    return Number.isFinite(event[0]) && typeof event[1] === "string" ? event : null;
+    const [time, code, data] = JSON.parse(line);
+    const valid = Number.isFinite(time) && typeof code === "string" && code.length === 1 && typeof data === "string";
+    return valid ? [time, code, data] : null;
   } catch {
     return null;
   }
@@ -123,23 +149,56 @@ function parseEvent(line) {
 
 // ---- Play ----
 
-function play(startAt) {
+function createPlayer(autoPlay) {
+  if (typeof AsciinemaPlayer === "undefined") {
+    const text = "Its script did not arrive, or this browser cannot run it. Load the page again, or download the file.";
+    throw new Unplayable("The player could not be loaded", text);
+  }
   const { cols, rows, events } = state.recording;
   state.player?.dispose();
+  state.playing = autoPlay;
+  state.idleLimit = idleLimit();
+  el("player").classList.toggle("full", el("fit").value === "none");
   const source = { data: "", parser: () => ({ cols, rows, events }) };
-  state.player = AsciinemaPlayer.create(source, el("player"), {
-    autoPlay: true,
+  const player = AsciinemaPlayer.create(source, el("player"), {
+    autoPlay,
     controls: true,
-    fit: "both",
-    idleTimeLimit: idleLimit(),
+    cursorMode: calm() ? "steady" : "blinking",
+    fit: el("fit").value,
+    idleTimeLimit: state.idleLimit,
+    preload: true,
     speed: Number(el("speed").value),
-    startAt,
     terminalFontFamily: TERMINAL_FONT,
     theme: "jumpserver",
   });
-  state.player.addEventListener("error", () => fail(new Error("the player gave up")));
-  el("player").player = state.player;
-  el("player").querySelector(".ap-wrapper")?.focus();
+  player.addEventListener("metadata", ({ duration }) => showMeta(duration));
+  player.addEventListener("play", () => onPlaying(true));
+  for (const name of ["pause", "ended"]) player.addEventListener(name, () => onPlaying(false));
+  player.addEventListener("error", () => fail(new Error("the player gave up")));
+  state.player = el("player").player = player;
+}
+
+function onPlaying(playing) {
+  state.playing = playing;
+  el("player").classList.add("started"); // from here on, a new player shows no large button over the picture
+}
+
+// The player takes its options at the start only: a new one goes on where the old one stood.
+function onControls() {
+  const { playing } = state;
+  const at = recordedTime(state.player.getCurrentTime(), state.idleLimit);
+  createPlayer(false);
+  state.player.seek(shownTime(at, state.idleLimit));
+  if (playing) state.player.play();
+}
+
+function calm() {
+  return matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
+// Small text on a narrow screen is shown at its full size and scrolls instead.
+function chooseFit() {
+  if (el("player").clientWidth / state.recording.cols < READABLE_PX) el("fit").value = "none";
 }
 
 function idleLimit() {
@@ -160,9 +219,16 @@ function recordedTime(shown, limit) {
   return shown + cut;
 }
 
-function onControls() {
-  play(recordedTime(state.player.getCurrentTime(), state.idleLimit));
-  state.idleLimit = idleLimit();
+// The other way round: what the player's clock says at a time in the recording.
+function shownTime(recorded, limit) {
+  let previous = 0;
+  let shown = 0;
+  for (const [milliseconds] of state.recording.events) {
+    const time = Math.min(milliseconds / 1000, recorded);
+    shown += Math.min(time - previous, limit);
+    previous = time;
+  }
+  return shown;
 }
 
 // ---- Words ----
@@ -180,19 +246,46 @@ function showWords(title, text) {
 }
 
 function fail(error) {
-  if (!(error instanceof Unplayable)) console.error(error);
+  if (state.failed) return; // what comes after the first failure is its consequence
+  state.failed = true;
+  state.player?.dispose();
   el("player").hidden = true;
-  if (error instanceof Unplayable) showWords(error.title, error.text);
-  else showWords("The recording cannot be played", "It is too large for this browser or not in a form it can show. The file itself can be downloaded.");
+  el("controls").hidden = true;
+  if (error instanceof Unplayable) {
+    showWords(error.title, error.text);
+    return;
+  }
+  console.error(error);
+  showWords("The recording cannot be played", "The player failed: the recording is too large for this browser or not in a form it can show. The file itself can be downloaded.");
 }
 
-function showMeta(size) {
-  const { header, seconds } = state.recording;
-  const date = header.timestamp ? new Date(header.timestamp * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "";
-  el("title").textContent = header.title || shortName();
+function showIncomplete(outcome) {
+  const running = "The session is still running: load this page again to see more of it.";
+  const cut = "The recording was cut off: the end of the session is missing.";
+  el("incomplete-text").textContent = outcome === "running" ? running : cut;
+  el("incomplete").hidden = false;
+}
+
+function showSizeRemark(recorded, shown) {
+  el("size-remark").textContent = `The terminal had a size of ${recorded}. It is shown as ${shown}, so some lines may stand elsewhere.`;
+  el("size-remark").hidden = false;
+}
+
+function showTitle() {
+  const title = state.recording.header.title || shortName();
+  el("title").textContent = title;
   el("title").title = shortName();
-  el("meta").textContent = [date, durationText(seconds), bytesText(size)].filter(Boolean).join(" \u00b7 ");
-  document.title = `${header.title || shortName()} \u2013 Recording`;
+  document.title = `${title} \u2013 Recording`;
+}
+
+// `duration`: what the player's clock counts to, in seconds; less than the recording's where pauses are cut.
+function showMeta(duration) {
+  const { header, seconds } = state.recording;
+  const begun = new Date(Number.isFinite(header.timestamp) ? header.timestamp * 1000 : NaN);
+  const date = Number.isNaN(begun.getTime()) ? "" : begun.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
+  const [shown, whole] = [clockText(duration), clockText(seconds)];
+  const length = shown === whole ? shown : `${shown} (${whole} with all pauses)`;
+  el("meta").textContent = [date, length, bytesText(state.size)].filter(Boolean).join(" \u00b7 ");
 }
 
 function offerDownload(blob) {
@@ -211,11 +304,12 @@ function bytesText(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-function durationText(seconds) {
-  const whole = Math.round(seconds);
-  const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
-  const text = parts.map((part, i) => (part ? `${part} ${["h", "min", "s"][i]}` : "")).filter(Boolean).join(" ");
-  return text || "under 1 s";
+// As the player's clock has it.
+function clockText(seconds) {
+  const whole = Math.floor(seconds);
+  const parts = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60, whole % 60];
+  while (parts.length > 2 && !parts[0]) parts.shift();
+  return parts.map((part) => String(part).padStart(2, "0")).join(":");
 }
 
 // ---- Start ----
@@ -232,17 +326,25 @@ function takeLink() {
 async function start() {
   takeLink();
   el("title").textContent = shortName();
-  if (!state.filename) throw new Unplayable("No recording was named", "The link is incomplete: it needs filename=… and a token.");
-  const blob = await fetchRecording();
+  if (!state.filename) throw new Unplayable("No recording was named", "The link is incomplete: it needs filename=\u2026 and a token.");
+  const slow = setTimeout(showProgress, PROGRESS_DELAY_MS, 0, 0);
+  const blob = await fetchRecording().finally(() => clearTimeout(slow));
   offerDownload(blob);
+  if (state.failed) return;
+  state.size = blob.size;
   state.recording = parseRecording(await blob.text());
-  showMeta(blob.size);
   el("words").hidden = true;
   el("controls").hidden = false;
-  for (const id of ["speed", "idle"]) el(id).addEventListener("change", onControls);
-  state.idleLimit = idleLimit();
-  play(0);
+  for (const id of ["speed", "idle", "fit"]) el(id).addEventListener("change", onControls);
+  chooseFit();
+  createPlayer(!calm());
+  showTitle();
+  el("player").querySelector(".ap-wrapper").focus({ preventScroll: true });
 }
 
+el("stuck").remove();
 window.addEventListener("hashchange", () => location.reload());
+// What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
+window.addEventListener("error", (event) => event.error && fail(event.error));
+window.addEventListener("unhandledrejection", (event) => fail(event.reason));
 start().catch(fail);

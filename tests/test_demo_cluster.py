@@ -11,7 +11,6 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
@@ -795,11 +794,3 @@ def test_kubectl_exec_opens_a_terminal(cluster: StandIn, kubectl: Kubectl) -> No
     os.close(master)
     assert process.returncode == 7
     assert b"33 111" in seen
-
-
-def test_a_port_that_is_taken_is_said_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "demo", "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("demo: listen in [Server]: ") and "Traceback" not in done.stderr

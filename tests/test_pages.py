@@ -1,35 +1,18 @@
-"""The pages in a real browser, against the real server and the stand-in cluster.
-
-Needs a Chromium: the one that CHROMIUM names, else the one on PATH.
-"""
+"""The terminal page in a real browser, against the real server and the stand-in cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, Page, WebSocket, expect
 
-from tests.support import Listener, RunningServer, need_program
-
-CHROMIUM_ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WAIT_MS = 20_000
+from tests.conftest import WAIT_MS
+from tests.support import Listener, RunningServer
 
 TERMINAL = "document.querySelector('#terminal').terminal"
 # The text of the last lines, wrapped ones joined.
@@ -65,33 +48,6 @@ WATCH_STALLS = """() => {
         last = performance.now();
     }, 20);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or need_program("chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page of its own; the test fails if a script throws or the content security policy blocks anything."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(WAIT_MS)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on(
-        "console",
-        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
-    )
-    yield page
-    context.close()
-    assert faults == []
 
 
 class Relay:
@@ -154,9 +110,6 @@ def sent_messages(page: Page) -> list[dict[str, Any]]:
 
     page.on("websocket", listen)
     return messages
-
-
-# ---- The terminal ----
 
 
 def test_a_typed_command_shows_its_output(server: RunningServer, page: Page) -> None:
@@ -413,106 +366,3 @@ def test_the_terminal_works_inside_an_iframe(server: RunningServer, page: Page) 
     page.goto(f"{server.url}embedder")
     frame = page.frame_locator("iframe")
     expect(frame.locator("body")).to_have_attribute("data-phase", "connected", timeout=WAIT_MS)
-
-
-# ---- The player ----
-
-
-def player_text(page: Page, text: str) -> None:
-    expect(page.locator("#player .ap-term")).to_contain_text(text, timeout=WAIT_MS)
-
-
-def fulfil(page: Page, body: str) -> None:
-    """Answer for the server: with files that it would not write itself."""
-    page.route("**/records/play*", lambda route: route.fulfill(body=body, content_type="application/x-asciicast"))
-
-
-def cast(*events: list[Any]) -> str:
-    header = {"version": 2, "width": 80, "height": 24, "timestamp": 1700000000, "title": "demo"}
-    return "".join(json.dumps(line) + "\n" for line in (header, *events))
-
-
-def test_the_player_shows_what_the_terminal_showed(server: RunningServer, page: Page) -> None:
-    open_terminal(page, server.terminal_url())
-    run(page, "printf 'recorded-%s \\344\\275\\240\\345\\245\\275 \\360\\237\\216\\211\\n' $((1 + 1)); exit")
-    phase(page, "ended")
-    page.goto(server.player_url(server.recordings()[-1]))
-    page.get_by_label("Speed").select_option("8")
-    player_text(page, "recorded-2 \u4f60\u597d \U0001f389")
-    expect(page.locator("#words")).to_be_hidden()
-    expect(page.locator("#meta")).to_contain_text("B")
-
-
-def test_the_download_has_the_name_of_the_file(server: RunningServer, page: Page) -> None:
-    open_terminal(page, server.terminal_url())
-    run(page, "exit")
-    phase(page, "ended")
-    filename = server.recordings()[-1]
-    page.goto(server.player_url(filename))
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download").click()
-    assert download.value.suggested_filename == filename.rsplit("/", 1)[-1]
-    assert download.value.path().read_text().startswith("{")
-
-
-def test_pauses_are_shortened_as_chosen_and_the_place_is_kept(server: RunningServer, page: Page) -> None:
-    fulfil(page, cast([1, "o", "start "], [101, "o", "end"]))
-    page.goto(server.player_url("any.cast"))
-    player_text(page, "start")
-    duration = "document.querySelector('#player').player?.getDuration()"
-    until(page, f"{duration} === 3")
-    page.get_by_label("Pauses").select_option(label="In full")
-    until(page, f"{duration} === 101")
-    until(page, "document.querySelector('#player').player.getCurrentTime() >= 1")
-
-
-def test_a_torn_last_line_is_left_out(server: RunningServer, page: Page) -> None:
-    fulfil(page, cast([0.1, "o", "whole"]) + '[0.2, "o", "to')
-    page.goto(server.player_url("any.cast"))
-    player_text(page, "whole")
-
-
-def test_markers_are_shown(server: RunningServer, page: Page) -> None:
-    fulfil(page, cast([0.1, "o", "a"], [1, "m", "deploy"], [2, "o", "b"]))
-    page.goto(server.player_url("any.cast"))
-    expect(page.locator("#player .ap-marker")).to_have_count(1)
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (cast(), "Nothing was printed"),
-        (cast([1, "m", "only a marker"]), "Nothing was printed"),
-        (cast([1, "o", "a"]) + "[broken\n" + '[2, "o", "b"]\n', "Line 3 cannot be read"),
-        ("<!doctype html>", "This is not a recording"),
-        ("", "This is not a recording"),
-    ],
-)
-def test_what_cannot_be_played_is_said_in_words(server: RunningServer, page: Page, body: str, words: str) -> None:
-    fulfil(page, body)
-    page.goto(server.player_url("any.cast"))
-    expect(page.locator("#words")).to_contain_text(words)
-    expect(page.get_by_role("link", name="Download")).to_be_visible()
-
-
-def test_a_missing_recording_is_said_in_words(server: RunningServer, page: Page) -> None:
-    page.goto(server.player_url("00/00/00/00/00/00/00/00/missing.cast"))
-    expect(page.locator("#words")).to_contain_text("There is no such recording")
-    expect(page.locator("#words")).to_contain_text("missing.cast")
-
-
-def test_a_bad_token_is_said_in_words(server: RunningServer, page: Page) -> None:
-    page.goto(f"{server.url}player.html?filename=any.cast&token=wrong")
-    expect(page.locator("#words")).to_contain_text("You may not play this recording")
-    assert "?" not in page.url  # the token moved to the fragment, which no server sees
-
-
-def test_an_incomplete_link_is_said_in_words(server: RunningServer, page: Page) -> None:
-    page.goto(f"{server.url}player.html")
-    expect(page.locator("#words")).to_contain_text("No recording was named")
-
-
-def test_a_server_out_of_reach_is_said_in_words(server: RunningServer, page: Page) -> None:
-    page.route("**/records/play*", lambda route: route.abort())
-    page.goto(server.player_url("any.cast"))
-    expect(page.locator("#words")).to_contain_text("The server could not be reached")
