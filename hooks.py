@@ -30,7 +30,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class TokenAuthData:
     directory: str = ""  # where it starts; empty: where the image says
     message: str = ""  # shown above the first prompt
     cluster_file: Path | None = None  # where cluster_cfg was read, if it is the operator's own
+    reusable: bool = False  # whether the token may open another terminal
 
     @property
     def place(self) -> str:
@@ -90,10 +91,10 @@ class SessionInfo:
     hung_up: int | None = None  # processes that the session left in the pod and were ended; None: not checked
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the kubeconfig, as one flat JSON object."""
+        """All of it but the kubeconfig and ``reusable``, as one flat JSON object."""
         values = asdict(self)
         auth = values.pop("auth")
-        del auth["cluster_cfg"], auth["cluster_file"]
+        del auth["cluster_cfg"], auth["cluster_file"], auth["reusable"]
         return {**auth, **values}
 
 
@@ -167,7 +168,7 @@ class Hooks:
         auth = auth_data({**claims, "user": claims.get("sub", "")}, self.settings.clusters)
         if "jti" in claims:
             self.ledger.use_token(str(claims["jti"]), float(claims["exp"]))
-        return auth
+        return replace(auth, reusable="jti" not in claims)
 
     def _ask_platform(self, token: str) -> TokenAuthData:
         answer = self._post(self.settings.validate_url, {"ssh_token": token})
@@ -215,7 +216,7 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
 
     Raises HookError when something is missing or of a wrong type: that is the platform's mistake, not the user's.
     """
-    texts = {name: "" if values.get(name) is None else values[name] for name in _TEXT_FIELDS}
+    texts: dict[str, Any] = {name: "" if values.get(name) is None else values[name] for name in _TEXT_FIELDS}
     for name, value in texts.items():
         if not isinstance(value, str):
             raise HookError(f"{name} of a token must be text")
