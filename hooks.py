@@ -88,9 +88,7 @@ class TokenAuthData:
     extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the platform said
     directory: str = ""  # where it starts; empty: where the image says
     message: str = ""  # shown above the first prompt
-    cluster: str = (
-        ""  # the name under [Clusters]; empty for a kubeconfig of the token's, and for the server's own cluster
-    )
+    cluster: str = ""  # the name under [Clusters]; empty for the token's own kubeconfig, and the server's own cluster
     cluster_file: Path | None = None  # where cluster_cfg was read, if it is the operator's own
     context: str = ""  # of the kubeconfig; empty: its current one
     reusable: bool = False  # whether the token opens another terminal, too
@@ -121,7 +119,7 @@ class SessionInfo:
     cluster: str = ""  # its name under [Clusters], else the host of its API server
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the kubeconfig, as one flat JSON object."""
+        """All of it but the kubeconfig and ``reusable``, as one flat JSON object."""
         values = asdict(self)
         auth = values.pop("auth")
         del auth["cluster_cfg"], auth["cluster_file"], auth["reusable"]

@@ -19,6 +19,7 @@ import errno
 import functools
 import gzip
 import hashlib
+import html
 import http.server
 import io
 import ipaddress
@@ -218,6 +219,7 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
     trusted_proxies: tuple[str, ...] = ()  # addresses and networks of proxies whose X-Forwarded-For is believed
+    platform_url: str = ""  # where the pages lead back to; empty: nowhere
 
     @functools.cached_property
     def _proxy_networks(self) -> tuple[Network, ...]:
@@ -402,13 +404,13 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
     if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
         raise ConfigError(f"{file}: secret in [Token] must have {SECRET_MINIMUM_BYTES} bytes or more")
-    for key, url in dataclasses.asdict(config.Platform).items():
-        if key != "authorization" and url and not _PLATFORM_URL.fullmatch(url):
-            raise ConfigError(
-                f"{file}: {key} in [Platform] must be an http:// or https:// URL without user and password"
-            )
     if "'none'" in config.Server.frame_ancestors[1:] + config.Server.frame_ancestors[:-1]:
         raise ConfigError(f"{file}: frame_ancestors in [Server]: 'none' must stand alone")
+    urls = {f"{key} in [Platform]": url for key, url in dataclasses.asdict(config.Platform).items()}
+    del urls["authorization in [Platform]"]
+    for name, url in {"platform_url in [Server]": config.Server.platform_url, **urls}.items():
+        if url and not _PLATFORM_URL.fullmatch(url):
+            raise ConfigError(f"{file}: {name} must be an http:// or https:// URL without user and password")
     for name, path in config.Clusters.items():
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
@@ -866,6 +868,7 @@ class Session:
             container=auth.container_name,
             cluster=self._info.cluster if self._info else "",
             user=auth.user,
+            reusable=self._token_opens_another(),
         )
         if auth.message:
             self._show(browser, recorder, f"{printable(auth.message)}\r\n")
@@ -944,8 +947,14 @@ class Session:
         with contextlib.suppress(BrowserGone):
             if end.notice:
                 self._browser.send(notice)
-            self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code)
+            reusable = self._token_opens_another()
+            self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code, reusable=reusable)
         self._browser.finish(end.close_code, end.reason)
+
+    def _token_opens_another(self) -> bool:
+        """Whether the session's token can be used again at this moment."""
+        expires = self._auth.extra.get("exp")
+        return self._auth.reusable and not (isinstance(expires, (int, float)) and expires <= time.time())
 
     def _logout(self, end: End) -> None:
         """Hand the rest over to the keeper: a hang-up, the ledger, the platform."""
@@ -1285,6 +1294,8 @@ ASSETS = {
             "player.html",
             "style.css",
             "terminal.js",
+            "failure.js",
+            "touch.js",
             "player.js",
             "node_modules/@xterm/xterm/css/xterm.css",
             "node_modules/@xterm/xterm/lib/xterm.mjs",
@@ -1312,14 +1323,18 @@ class _Loader(Protocol):
     def get_data(self, path: str) -> bytes: ...
 
 
-def load_assets() -> dict[str, Asset]:
+def load_assets(platform_url: str) -> dict[str, Asset]:
     """Read the pages through this module's loader, which works inside a zip too. See missing_assets."""
+    placeholder, value = (f'name="platform-url" content="{html.escape(url)}"'.encode() for url in ("", platform_url))
     loader: _Loader = globals()["__loader__"]
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
     assets: dict[str, Asset] = {}
     for route, name in ASSETS.items():
         with contextlib.suppress(OSError):
-            assets[route] = Asset(loader.get_data(os.path.join(folder, name)), _CONTENT_TYPES[Path(name).suffix])
+            data = loader.get_data(os.path.join(folder, name))
+            if name == "index.html":
+                data = data.replace(placeholder, value)
+            assets[route] = Asset(data, _CONTENT_TYPES[Path(name).suffix])
     return assets
 
 
@@ -1656,7 +1671,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(BrowserGone):
             browser = self._open_browser(session)
             try:
-                browser.send_json(type="end", reason=end.reason, exit_code=None)
+                unspent = end.close_code in (BUSY, INTERNAL)  # the token was not looked at, or not to the end
+                browser.send_json(type="end", reason=end.reason, exit_code=None, reusable=unspent)
             finally:
                 browser.finish(end.close_code, end.reason)
 
@@ -1809,7 +1825,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self.folder = RecordFolder(config.record_path)
         self.keeper = Keeper(hooks, Chores(config, self.folder))
         self.sessions = SessionRegistry(config.Server.max_sessions)
-        self.assets = load_assets()
+        self.assets = load_assets(config.Server.platform_url)
         self.security_headers = {
             "Content-Security-Policy": _CONTENT_SECURITY_POLICY + (" ".join(config.Server.frame_ancestors) or "'none'"),
             "X-Content-Type-Options": "nosniff",
@@ -1961,7 +1977,7 @@ def main(arguments: list[str] | None = None) -> int:
         hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
         if options.check:
             check_record_path(config, options.jumpserver)
-            for line in what_is_missing(config, hooks_class, load_assets()):
+            for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
                 print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
             print(f"{options.jumpserver}: good")
             return 0

@@ -291,10 +291,11 @@ def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> Non
     with server.connect(container_name="main") as terminal:
         session = terminal.wait_for_event("session")
         where = {"namespace": "default", "pod": "demo", "container": "main", "user": "alice"}
-        assert session == {"type": "session", "id": newest(server).stem, **where}
+        assert session == {"type": "session", "id": newest(server).stem, **where, "reusable": True}
         terminal.type("exit 3\n")
         end = terminal.wait_end()
-    assert end == {"type": "end", "reason": "the shell has ended with exit code 3", "exit_code": 3}
+    reason = "the shell has ended with exit code 3"
+    assert end == {"type": "end", "reason": reason, "exit_code": 3, "reusable": True}
     assert (terminal.close_code, terminal.close_reason) == (1000, end["reason"])
 
 
@@ -499,7 +500,7 @@ def test_a_login_that_fails_ends_the_session_before_the_pod_hears_of_it(
     server: RunningServer, user: str, code: int, reason: str
 ) -> None:
     with server.connect(sub=user) as terminal:
-        assert terminal.wait_end() == {"type": "end", "reason": reason, "exit_code": None}
+        assert terminal.wait_end() == {"type": "end", "reason": reason, "exit_code": None, "reusable": True}
     assert (terminal.close_code, terminal.events[0]["type"]) == (code, "end")
     assert server.cluster.execs == []
     wait_until(lambda: last_row(server)["logout_at"])

@@ -8,6 +8,8 @@ import { SearchAddon } from "./node_modules/@xterm/addon-search/lib/addon-search
 import { Unicode11Addon } from "./node_modules/@xterm/addon-unicode11/lib/addon-unicode11.mjs";
 import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs";
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
+import { whyNotOpened } from "./failure.js";
+import { repeatWhileHeld, touchTerminal } from "./touch.js";
 
 const SUBPROTOCOL = "jumpserver.v1";
 const CLOSE_DENIED = 4403;
@@ -18,11 +20,17 @@ const OUTPUT_LOW_BYTES = 128 * 1024; // and at which it may go on
 const INPUT_RETRY_MS = 20;
 const RESIZE_DELAY_MS = 100;
 const TOAST_MS = 2500;
+const CLOSING_MS = 300; // after which a tab that the browser keeps open has to be closed by hand
 const FONT_SIZE_KEY = "jumpserver.fontSize";
+const SCREEN_READER_KEY = "jumpserver.screenReader";
+const RUNNING_KEY = "jumpserver.running"; // of this tab: a shell runs in it
 const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 // Leaves the alternate screen, mouse and paste modes of a shell that is gone, but keeps what it printed. The cursor
 // is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
 const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
+const OPEN_AGAIN = "To go on, open a terminal from your platform again.";
+const RELOADED =
+  "This session ended because the page was reloaded. To go on, open a terminal from your platform again, or enter a new token.";
 const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
@@ -34,13 +42,21 @@ const SEARCH_OPTIONS = {
   },
 };
 
+const TOUCH = window.matchMedia("(pointer: coarse)").matches;
+const FRAMED = window.self !== window.top;
+const PLATFORM_URL = document.querySelector('meta[name="platform-url"]').content; // the server fills it in
+
 const el = (id) => document.getElementById(id);
 
 const state = {
   token: "",
+  offeredToken: "", // of a link that was opened here while a shell runs
   socket: null,
+  upgraded: false, // whether the WebSocket came to be
+  reusable: true, // whether the token opens another terminal, as far as is known
+  decoder: null, // of the output: a character may be split between messages
   phase: "idle", // idle, connecting, connected, ended, refused, lost
-  end: null, // the server's last words: {reason, exit_code}
+  end: null, // the server's last words: {reason, exit_code, reusable}
   sentSize: "",
   outbox: [], // input not handed to the socket yet
   outboxTimer: 0,
@@ -57,6 +73,7 @@ const term = new Terminal({
   fontFamily: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace',
   fontSize: storedFontSize(),
   macOptionIsMeta: true,
+  minimumContrastRatio: 4.5, // programs may print black on black
   scrollback: 10000,
   theme: theme(),
 });
@@ -68,14 +85,16 @@ const search = new SearchAddon();
 function connect() {
   disconnect();
   fit.fit();
-  Object.assign(state, { end: null, outbox: [], undrawnBytes: 0, paused: false, sentSize: sizeText() });
-  const socket = new WebSocket(sshUrl(), [SUBPROTOCOL]);
+  Object.assign(state, { end: null, upgraded: false, reusable: true, outbox: [], undrawnBytes: 0, paused: false });
+  Object.assign(state, { sentSize: sizeText(), decoder: new TextDecoder() });
+  const socket = new WebSocket(sshUrl("ws", state.token), [SUBPROTOCOL]);
   socket.binaryType = "arraybuffer";
+  socket.onopen = () => (state.upgraded = true);
   socket.onmessage = (event) => {
     if (typeof event.data === "string") onText(event.data);
     else onOutput(socket, new Uint8Array(event.data));
   };
-  socket.onclose = onClose;
+  socket.onclose = (event) => onClose(socket, event);
   state.socket = socket;
   setPhase("connecting", "Connecting");
   term.focus();
@@ -88,13 +107,14 @@ function disconnect() {
   socket.onclose = null;
   socket.close();
   state.socket = null;
+  store("sessionStorage", RUNNING_KEY, "");
   term.write(SOFT_RESET);
 }
 
-function sshUrl() {
+function sshUrl(scheme, token) {
   const url = new URL("ssh", location.href);
-  url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-  url.search = new URLSearchParams({ ssh_token: state.token, cols: term.cols, rows: term.rows }).toString();
+  url.protocol = location.protocol.replace("http", scheme);
+  url.search = new URLSearchParams({ ssh_token: token, cols: term.cols, rows: term.rows }).toString();
   url.hash = "";
   return url.href;
 }
@@ -112,17 +132,22 @@ function onText(text) {
 
 function onSession(session) {
   const target = [session.pod, session.container].filter(Boolean).join(" / ");
-  el("target").textContent = target || "Terminal";
-  el("target").title = [session.namespace, target].filter(Boolean).join(" / ");
+  el("target").textContent = el("target").title = target || "Terminal";
+  el("namespace").textContent = session.namespace ? `namespace ${session.namespace}` : "";
+  el("cluster").textContent = session.cluster ? `cluster ${session.cluster}` : "";
+  el("place").hidden = !session.namespace && !session.cluster;
   document.title = `${session.pod || "Pod"} \u2013 Terminal`;
   document.body.classList.remove("fresh"); // there is output to look back at from now on
+  state.reusable = session.reusable === true;
+  store("sessionStorage", RUNNING_KEY, "true");
   setPhase("connected", session.user ? `Connected as ${session.user}` : "Connected");
   sendSize();
 }
 
+// What is not UTF-8 is shown as the recording has it: xterm.js's own decoder would leave it out.
 function onOutput(socket, bytes) {
   state.undrawnBytes += bytes.length;
-  term.write(bytes, () => {
+  term.write(state.decoder.decode(bytes, { stream: true }), () => {
     if (socket !== state.socket) return; // an earlier connection's output
     state.undrawnBytes -= bytes.length;
     if (state.paused && state.undrawnBytes <= OUTPUT_LOW_BYTES) setPaused(false);
@@ -135,30 +160,46 @@ function setPaused(paused) {
   send({ type: "flow", paused });
 }
 
-function onClose(event) {
+async function onClose(socket, event) {
   const opened = state.phase === "connected";
-  const reason = state.end?.reason || event.reason;
-  if (state.end && opened) {
-    const code = state.end.exit_code;
+  const { end, upgraded } = state;
+  const reason = end?.reason || event.reason;
+  const again = end ? end.reusable === true : state.reusable;
+  store("sessionStorage", RUNNING_KEY, "");
+  term.write(state.decoder.decode()); // half a character at the very end
+  const hint = again || event.code === CLOSE_DENIED ? "" : OPEN_AGAIN; // a denial says itself what to do
+  if (end && opened) {
+    const code = end.exit_code;
     const exit = Number.isInteger(code) && !reason?.includes(code) ? `Exit code ${code}.` : "";
-    finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), "");
-  } else if (!opened && (state.end || event.code >= 4000)) {
-    const hint = event.code === CLOSE_DENIED ? "Open the terminal again from your platform." : "";
-    finish("refused", "Terminal not opened", sentence(reason), hint);
+    finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), hint, again);
+  } else if (!opened && (end || event.code >= 4000)) {
+    finish("refused", "Terminal not opened", sentence(reason), hint, again);
+  } else if (upgraded) {
+    const words = navigator.onLine ? "The server can no longer be reached." : "This device is offline.";
+    finish("lost", "Connection lost", reason ? sentence(reason) : words, hint, again);
   } else {
-    const text = reason ? sentence(reason) : opened ? "The server can no longer be reached." : "The server could not be reached.";
-    const hint = "If your link opens only one terminal, open it again from your platform.";
-    finish("lost", "Connection lost", text, opened ? hint : "");
+    const masked = sshUrl("http", "x".repeat(encodeURIComponent(state.token).length));
+    const failure = await whyNotOpened(masked);
+    if (socket === state.socket) finish("refused", "Terminal not opened", failure.text, "", failure.again);
   }
 }
 
-function finish(phase, title, text, hint) {
+// Offers what can help: a new try where one can work, else the way back to where new links are.
+function finish(phase, title, text, hint, again) {
   setPhase(phase, title);
   el("notice-title").textContent = title;
   el("notice-text").textContent = text;
   el("notice-hint").textContent = hint;
   el("reconnect").textContent = phase === "refused" ? "Try again" : "Reconnect";
+  el("reconnect").hidden = !again;
+  el("close").hidden = again || FRAMED || PLATFORM_URL !== "";
+  el("back").classList.toggle("primary", !again);
   el("notice").focus(); // not the button: keys still being typed must not open a shell
+}
+
+function closePage() {
+  window.close();
+  setTimeout(() => toast("The browser keeps this tab open; close it yourself"), CLOSING_MS);
 }
 
 function sentence(reason) {
@@ -175,7 +216,7 @@ function setPhase(phase, words) {
   el("notice").hidden = !["ended", "refused", "lost"].includes(phase);
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
-  const warn = phase === "connected" && window.self === window.top;
+  const warn = phase === "connected" && !FRAMED;
   window.onbeforeunload = warn ? askBeforeLeaving : null;
 }
 
@@ -279,8 +320,10 @@ function sendPasteDialog() {
 async function copySelection() {
   const text = term.getSelection();
   const copied = text !== "" && (await copyText(text));
-  toast(copied ? "Copied" : text ? "The browser did not allow copying" : "Select some text first");
-  term.focus();
+  const how = TOUCH ? "Press long on a word to select it" : "Select some text first";
+  toast(copied ? "Copied" : text ? "The browser did not allow copying" : how);
+  if (!TOUCH) term.focus(); // there it would open the keyboard
+  else if (copied) term.clearSelection();
 }
 
 async function copyText(text) {
@@ -318,7 +361,7 @@ function openSearch() {
   el("find").setAttribute("aria-expanded", "true");
   if (term.hasSelection()) el("search-text").value = term.getSelection().split("\n")[0];
   el("search-text").select();
-  find(false);
+  findNewest();
 }
 
 function closeSearch() {
@@ -328,12 +371,18 @@ function closeSearch() {
   term.focus();
 }
 
-function find(back) {
+// Without a selection to begin at, the search begins at the end.
+function findNewest() {
+  term.clearSelection();
+  find(true);
+}
+
+function find(older) {
   const text = el("search-text").value;
   if (!text) {
     search.clearDecorations();
     el("search-count").textContent = "";
-  } else if (back) search.findPrevious(text, SEARCH_OPTIONS);
+  } else if (older) search.findPrevious(text, SEARCH_OPTIONS);
   else search.findNext(text, SEARCH_OPTIONS);
 }
 
@@ -355,11 +404,7 @@ function theme() {
 }
 
 function storedFontSize() {
-  try {
-    return clampFontSize(Number(localStorage.getItem(FONT_SIZE_KEY)) || FONT_SIZE.usual);
-  } catch {
-    return FONT_SIZE.usual; // an iframe may have no storage
-  }
+  return clampFontSize(Number(stored("localStorage", FONT_SIZE_KEY)) || FONT_SIZE.usual);
 }
 
 function clampFontSize(size) {
@@ -368,13 +413,32 @@ function clampFontSize(size) {
 
 function changeFontSize(step) {
   term.options.fontSize = clampFontSize(term.options.fontSize + step);
+  store("localStorage", FONT_SIZE_KEY, String(term.options.fontSize));
+  fit.fit();
+  if (!TOUCH) term.focus();
+}
+
+function setScreenReader(on) {
+  term.options.screenReaderMode = on;
+  store("localStorage", SCREEN_READER_KEY, String(on));
+  el("screen-reader").setAttribute("aria-pressed", String(on));
+}
+
+// An iframe may have no storage; nothing is kept then.
+function stored(kind, key) {
   try {
-    localStorage.setItem(FONT_SIZE_KEY, String(term.options.fontSize));
+    return window[kind].getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function store(kind, key, value) {
+  try {
+    window[kind].setItem(key, value);
   } catch {
     // Not kept, then.
   }
-  fit.fit();
-  term.focus();
 }
 
 function toast(text) {
@@ -398,6 +462,10 @@ function openTerminal() {
   term.onResize(sendSize);
   search.onDidChangeResults(showCount);
   new ResizeObserver(scheduleFit).observe(el("terminal"));
+  touchTerminal(term, el("terminal"), () => (el("copy-touched").hidden = false));
+  term.onSelectionChange(() => {
+    if (!term.hasSelection()) el("copy-touched").hidden = true;
+  });
 }
 
 // WebGL where a GPU draws it. In software it is a third as fast as xterm.js's DOM elements, which stay in use then.
@@ -427,7 +495,7 @@ function onShortcut(event) {
 }
 
 function onSearchKey(event) {
-  if (event.key === "Enter") find(event.shiftKey);
+  if (event.key === "Enter") find(!event.shiftKey);
   if (event.key === "Escape") closeSearch();
 }
 
@@ -440,36 +508,38 @@ function onPasteEvent(event) {
 function listen() {
   const click = (id, action) => el(id).addEventListener("click", action);
   click("copy", copySelection);
+  click("copy-touched", copySelection);
   click("paste", pasteFromClipboard);
   click("paste-send", sendPasteDialog);
   click("paste-cancel", () => el("paste-dialog").close());
   click("find", () => (el("search").hidden ? openSearch() : closeSearch()));
-  click("search-next", () => find(false));
-  click("search-prev", () => find(true));
+  click("search-older", () => find(true));
+  click("search-newer", () => find(false));
   click("search-close", closeSearch);
   click("smaller", () => changeFontSize(-1));
   click("larger", () => changeFontSize(1));
   click("reconnect", connect);
   click("ctrl", () => holdCtrl(!state.ctrlHeld));
-  click("screen-reader", () => {
-    term.options.screenReaderMode = !term.options.screenReaderMode;
-    el("screen-reader").setAttribute("aria-pressed", String(term.options.screenReaderMode));
-  });
+  click("close", closePage);
+  click("switch", switchTerminal);
+  click("switch-cancel", () => el("switch-dialog").close());
+  click("screen-reader", () => setScreenReader(!term.options.screenReaderMode));
   for (const button of document.querySelectorAll(".keys button")) {
+    const { key } = button.dataset;
     button.addEventListener("pointerdown", (event) => event.preventDefault()); // the keyboard stays up
-    if (button.dataset.key) button.addEventListener("click", () => pressKey(button.dataset.key));
+    if (key in ARROWS) repeatWhileHeld(button, () => pressKey(key));
+    else if (key) button.addEventListener("click", () => pressKey(key));
   }
-  el("search-text").addEventListener("input", () => find(false));
+  el("search-text").addEventListener("input", findNewest);
   el("search-text").addEventListener("keydown", onSearchKey);
   el("terminal").addEventListener("paste", onPasteEvent, { capture: true });
   el("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    state.token = el("token").value.trim();
+    offer(el("token").value.trim());
     el("token").value = "";
-    if (state.token) connect();
   });
   document.addEventListener("keydown", onShortcut, { capture: true });
-  window.addEventListener("hashchange", start);
+  window.addEventListener("hashchange", () => offer(takeToken()));
   window.visualViewport?.addEventListener("resize", fillViewport);
 }
 
@@ -488,17 +558,48 @@ function takeToken() {
   return token;
 }
 
+// Opens a terminal with this token; where a shell runs, only if the user wants to lose it.
+function offer(token) {
+  if (!token) return;
+  state.offeredToken = token;
+  if (state.phase !== "connected") switchTerminal();
+  else if (!el("switch-dialog").open) el("switch-dialog").showModal();
+}
+
+function switchTerminal() {
+  el("switch-dialog").close();
+  state.token = state.offeredToken;
+  connect();
+}
+
 function start() {
+  const reloaded = stored("sessionStorage", RUNNING_KEY) === "true";
+  store("sessionStorage", RUNNING_KEY, "");
   const token = takeToken();
   if (token) {
-    state.token = token;
-    connect();
-  } else if (state.phase === "idle") {
-    setPhase("idle", "No token yet");
-    el("token").focus();
+    offer(token);
+    return;
+  }
+  setPhase("idle", reloaded ? "Session ended" : "No token yet");
+  if (reloaded) {
+    el("form-title").textContent = "Session ended";
+    el("form-text").textContent = RELOADED;
+  }
+  el("open").classList.toggle("primary", PLATFORM_URL === "");
+  if (!TOUCH) el("token").focus();
+}
+
+function linkToPlatform() {
+  if (PLATFORM_URL === "") return;
+  for (const link of document.querySelectorAll("a.platform")) {
+    link.href = PLATFORM_URL;
+    link.hidden = false;
   }
 }
 
 openTerminal();
 listen();
+linkToPlatform();
+setScreenReader(stored("localStorage", SCREEN_READER_KEY) === "true");
+document.body.classList.remove("starting");
 start();

@@ -76,7 +76,7 @@ def test_the_command_of_a_token_runs_in_place_of_a_shell(server: RunningServer) 
 
 def test_the_exit_code_of_the_command_is_told(server: RunningServer) -> None:
     end = server.connect(command=["sh", "-c", "exit 7"]).wait_end()
-    assert end == {"type": "end", "reason": "the shell has ended with exit code 7", "exit_code": 7}
+    assert end == {"type": "end", "reason": "the shell has ended with exit code 7", "exit_code": 7, "reusable": True}
 
 
 @pytest.mark.parametrize("name", ["work", "a folder; with $(id) 'quotes'"])
