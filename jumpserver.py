@@ -1323,7 +1323,7 @@ class _Loader(Protocol):
     def get_data(self, path: str) -> bytes: ...
 
 
-def load_assets(platform_url: str) -> dict[str, Asset]:
+def load_assets(platform_url: str = "") -> dict[str, Asset]:
     """Read the pages through this module's loader, which works inside a zip too. See missing_assets."""
     placeholder, value = (f'name="platform-url" content="{html.escape(url)}"'.encode() for url in ("", platform_url))
     loader: _Loader = globals()["__loader__"]
