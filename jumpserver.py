@@ -89,6 +89,8 @@ from recorder import (
     RecordFolder,
     examine,
     find_recording,
+    is_incomplete,
+    mark_incomplete,
     playable_size,
     recording_path,
     repair,
@@ -1171,6 +1173,7 @@ class Chores:
         try:
             path = find_recording(self._config.record_path, info.filename)
             log_event("mended", session=info.session_id, file=path, bytes_cut=repair(path))
+            mark_incomplete(path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
@@ -1714,10 +1717,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
 
     def _send_recording(self, file: BinaryIO, outcome: str) -> None:
-        status = os.fstat(file.fileno())  # asked first: the file may grow
         size = playable_size(file)
-        if size < status.st_size and outcome == "complete":
+        if outcome == "complete" and is_incomplete(file, size):
             outcome = "cut"
+        status = os.fstat(file.fileno())
         packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
             "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',

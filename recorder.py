@@ -32,6 +32,8 @@ __all__ = [
     "Recorder",
     "examine",
     "find_recording",
+    "is_incomplete",
+    "mark_incomplete",
     "playable_size",
     "recording_path",
     "repair",
@@ -42,6 +44,7 @@ _SCAN_BYTES = 1 << 16
 _LINE_LIMIT_BYTES = 1 << 23  # several times what the largest event can take
 _FOLDERS = 8  # between the root and a recording
 _ROOM_BYTES = 64 << 20  # free space below which no recording begins
+_LOST = b', "m", "the server ended before the session did"]\n'
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
     *((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")),
@@ -100,6 +103,27 @@ def repair(path: Path) -> int:
             return torn
     except OSError as exc:
         raise RecordError(f"cannot repair {path}: {exc.strerror}") from exc
+
+
+def is_incomplete(file: BinaryIO, size: int) -> bool:
+    """Whether the recording, whose whole lines have that size, was cut off: its last line is torn, or says so."""
+    if size < file.seek(0, os.SEEK_END):
+        return True
+    file.seek(max(0, size - len(_LOST)))
+    return file.read(len(_LOST)) == _LOST
+
+
+def mark_incomplete(path: Path) -> None:
+    """Say in a last event of a recording that its session went on: a marker, which players show. Raises RecordError."""
+    try:
+        with path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and not is_incomplete(file, size):
+                seconds = _last_time(file, size)
+                file.seek(size)
+                file.write(b"[%.6f%b" % (seconds, _LOST))
+    except OSError as exc:
+        raise RecordError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,8 @@ def test_lost_sessions_are_closed_from_their_recordings_hung_up_and_told(tmp_pat
             told = {told["session_id"]: told for told in platform.told}
             assert len(told) == len(platform.told) == 5
             assert all(entry["reason"] == "lost" and entry["hung_up"] == 2 for entry in told.values())
+            with urllib.request.urlopen(f"{program.url}{program.play_path(program.recordings()[0])[1:]}") as response:
+                assert response.headers["X-Recording"] == "cut"
             assert not cluster.shells() and not cluster.processes()
             assert program.end() == 0
             for terminal in terminals:

@@ -25,7 +25,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder import Recorder, RecordError, RecordFolder, examine, find_recording, playable_size, recording_path, repair
+from recorder import (
+    Recorder,
+    RecordError,
+    RecordFolder,
+    examine,
+    find_recording,
+    is_incomplete,
+    mark_incomplete,
+    playable_size,
+    recording_path,
+    repair,
+)
 from tests.support import nothing_left
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -524,6 +535,29 @@ def test_a_recording_says_how_long_its_session_was(tmp_path: Path, events: bytes
     found = examine(path)
     assert (found.seconds, found.size) == (seconds, len(HEADER + events))
     assert found.sha256 == hashlib.sha256(HEADER + events).hexdigest()
+
+
+@pytest.mark.parametrize("events", [b"", b'[1.5, "o", "a"]\n'], ids=["no event", "one"])
+def test_a_recording_that_was_cut_off_says_so_once(tmp_path: Path, events: bytes) -> None:
+    path = tmp_path / "a.cast"
+    path.write_bytes(HEADER + events + b'[2.5, "o", "to')
+    with path.open("rb") as file:
+        assert is_incomplete(file, playable_size(file))
+    repair(path)
+    with path.open("rb") as file:
+        assert not is_incomplete(file, playable_size(file))
+    mark_incomplete(path)
+    mark_incomplete(path)
+    with path.open("rb") as file:
+        assert is_incomplete(file, playable_size(file))
+    marker = [1.5 if events else 0.0, "m", "the server ended before the session did"]
+    assert lines(path)[1:] == [*map(json.loads, events.splitlines()), marker]
+
+
+def test_an_empty_file_is_not_marked(tmp_path: Path) -> None:
+    (tmp_path / "a.cast").touch()
+    mark_incomplete(tmp_path / "a.cast")
+    assert (tmp_path / "a.cast").read_bytes() == b""
 
 
 def test_a_missing_recording_cannot_be_examined(tmp_path: Path) -> None:
