@@ -1659,7 +1659,7 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
     if not _may_reach(cluster.allow_servers, cluster.host, cluster.host):
         _refuse_server(cluster.host)
     secure = proxy.scheme == "https"
-    host = proxy.hostname or ""
+    host = urllib.parse.unquote(proxy.hostname or "")  # of the '%' before a zone
     allowed = cluster.allow_servers if cluster.proxy_url else None  # the environment's proxy is the operator's own
     sock = _connect(host, proxy.port or (443 if secure else 80), allowed, deadline)
     try:

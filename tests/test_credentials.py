@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +325,92 @@ def test_a_plugin_that_hangs_is_ended_with_its_children(
         for pid in pids.read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), 9)
+
+
+def at_once(calls: list[Callable[[], object]], then: Callable[[], object] = bool) -> list[object]:
+    """What these calls at the same time gave, or with what they failed; ``then`` is called when all have begun."""
+    together = threading.Barrier(len(calls) + 1)
+
+    def one(call: Callable[[], object]) -> object:
+        together.wait(10)
+        try:
+            return call()
+        except KubeconfigError as exc:
+            return str(exc)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        results = [pool.submit(one, call) for call in calls]
+        together.wait(10)
+        then()
+        return [result.result() for result in results]
+
+
+def shown_to(user: k8s_exec.User) -> Callable[[], object]:
+    return lambda: credential(user, time.monotonic() + 15).headers
+
+
+def held(program: PluginProgram) -> Path:
+    """Let the program note its run, then answer when the file is there."""
+    go = program.folder / "go"
+    program.write(f"echo run >>{program.runs_file}\nuntil [ -e {go} ]; do sleep 0.01; done\ncat {program.folder}/out")
+    return go
+
+
+def test_logins_at_the_same_time_share_one_run(program: PluginProgram) -> None:
+    go = held(program)
+    program.answer(token="shared")
+    user = load_kubeconfig(kubeconfig(None, program.user()), trust=program.trust).user
+    other = load_kubeconfig(kubeconfig(None, program.user(args=["other"])), trust=program.trust).user
+
+    def let_go() -> None:  # nor does one plugin wait for the other
+        wait_until(lambda: len(program.runs) == 2, "a run of each plugin")
+        go.touch()
+
+    with nothing_left():
+        answers = at_once([*[shown_to(user)] * 10, shown_to(other)], let_go)
+    assert answers == [("Authorization: Bearer shared",)] * 11
+    assert len(program.runs) == 2
+
+
+def test_logins_at_the_same_time_share_one_failure_for_a_moment(
+    program: PluginProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write(f"echo run >>{program.runs_file}; exit 7")
+    user = load_kubeconfig(kubeconfig(None, program.user()), trust=program.trust).user
+    for _ in range(2):
+        answers = at_once([shown_to(user)] * 10)
+        assert answers == [f"the credential plugin {program.path} failed with exit code 7"] * 10
+    assert len(program.runs) == 1
+    monkeypatch.setattr(k8s_exec, "_PLUGIN_FAILURE_SECONDS", -1.0)
+    k8s_exec._plugin_runs.clear()
+    for runs in (2, 3):
+        at_once([shown_to(user)])
+        assert len(program.runs) == runs
+
+
+def test_who_waits_for_a_run_waits_no_longer_than_it_may(program: PluginProgram) -> None:
+    go = held(program)
+    program.answer(token="late")
+    user = load_kubeconfig(kubeconfig(None, program.user()), trust=program.trust).user
+    with nothing_left():
+        begin = time.monotonic()
+        for limit in (0.3, 0.1, -1.0):
+            with pytest.raises(KubeconfigError, match="did not answer in time"):
+                credential(user, time.monotonic() + limit)
+        assert time.monotonic() - begin < 3
+        go.touch()
+        assert credential(user, time.monotonic() + 15).headers == ("Authorization: Bearer late",)  # of the same run
+        assert len(program.runs) == 1
+
+
+def test_logins_whose_credential_was_revoked_share_one_run(cluster: StandIn, program: PluginProgram) -> None:
+    program.answer(token=cluster.token)
+    text = kubeconfig(cluster, program.user())
+    run(text, program.trust)
+    cluster.expire_token()
+    program.answer(token=cluster.renew_token())
+    assert at_once([lambda: run(text, program.trust)] * 10) == [b""] * 10
+    assert len(program.runs) == 2
 
 
 def is_alive(pid: str) -> bool:
