@@ -1386,10 +1386,11 @@ class HeadRefused(Exception):
         self.status = status
 
 
-def read_head(sock: socket.socket, seconds: float) -> bytes:
+def read_head(sock: socket.socket, seconds: float, has_come: Callable[[], bool]) -> bytes:
     """Read a request's line and headers and not a byte of what follows, which is the WebSocket's; b"" at the end.
 
-    One time limit for all of it, however slowly its bytes trickle in. Raises HeadRefused, and OSError when the
+    One time limit for all of it, however slowly its bytes trickle in. ``has_come`` is told as soon as all is there, and
+    while its last bytes can still be seen in the socket; False drops it. Raises HeadRefused, and OSError when the
     connection is lost or the time is up.
     """
     deadline = time.monotonic() + seconds
@@ -1399,6 +1400,8 @@ def read_head(sock: socket.socket, seconds: float) -> bytes:
         seen = sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
         before = bytes(head[-2:])
         end = _HEAD_END.search(before + seen)
+        if end and not has_come():
+            return b""
         data = sock.recv(end.end() - len(before) if end else len(seen))
         if not data:
             return b""
@@ -1467,7 +1470,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.headers = http.client.HTTPMessage()
         self.rfile.close()
         try:
-            head = read_head(self.connection, HEAD_SECONDS)
+            head = read_head(self.connection, HEAD_SECONDS, lambda: self.server.head_has_come(self.connection))
         except HeadRefused as exc:
             self._turn_away(exc.status, str(exc))
             return
@@ -1476,8 +1479,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.handle_one_request()
 
     def do_GET(self) -> None:
-        if not self.server.head_was_read(self.connection):
-            return
         self.connection.settimeout(SEND_TIMEOUT_SECONDS)
         try:
             url = urllib.parse.urlsplit(self.path)
@@ -1518,10 +1519,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(status, text)
         self.connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _DRAIN_SECONDS
-        remaining = _DRAIN_SECONDS
-        while remaining > 0:
-            self.connection.settimeout(remaining)
-            remaining = deadline - time.monotonic() if self.connection.recv(_CHUNK_BYTES) else 0
+        with self._place() as free:
+            while free and time.monotonic() < deadline:
+                self.connection.settimeout(max(0.001, deadline - time.monotonic()))
+                free = bool(self.connection.recv(_CHUNK_BYTES))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: http.server's lines hold the query, and so the token."""
@@ -1885,7 +1886,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
                 silent.shutdown(socket.SHUT_RDWR)
         return silent is not None
 
-    def head_was_read(self, connection: socket.socket) -> bool:
+    def head_has_come(self, connection: socket.socket) -> bool:
         """Count the connection no longer among those that keep others waiting. False: it has had to give way."""
         with self._changed:
             self._changed.notify_all()
