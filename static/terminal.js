@@ -17,6 +17,7 @@ const INPUT_CHUNK_CHARS = 4096; // at most 12 KiB of UTF-8, so that a message wi
 const SOCKET_BUFFER_BYTES = 64 * 1024; // input waits here in the page while the socket holds more than this
 const OUTPUT_HIGH_BYTES = 512 * 1024; // output not drawn yet at which the server is asked to pause
 const OUTPUT_LOW_BYTES = 128 * 1024; // and at which it may go on
+const HANDSHAKE_MS = 30_000; // browsers wait for minutes; a platform that is asked has 10 s
 const INPUT_RETRY_MS = 20;
 const RESIZE_DELAY_MS = 100;
 const TOAST_MS = 2500;
@@ -95,6 +96,7 @@ function connect() {
     else onOutput(socket, new Uint8Array(event.data));
   };
   socket.onclose = (event) => onClose(socket, event);
+  setTimeout(() => socket.readyState === WebSocket.CONNECTING && socket.close(), HANDSHAKE_MS);
   state.socket = socket;
   setPhase("connecting", "Connecting");
   term.focus();

@@ -189,8 +189,16 @@ def test_a_drag_after_a_long_press_selects_lines_backwards_too(server: RunningSe
     x, y = cell_position(phone, "297")
     finger = Finger(phone).down(x, y)
     until(phone, f"{TERMINAL}.getSelection() === '297'")
-    finger.move(x, y - 2 * line_height(phone)).up()
+    finger.move(x, y - 2 * line_height(phone))
     assert phone.evaluate(f"{TERMINAL}.getSelection()") == "295\n296\n297"
+    top = phone.evaluate(VIEWPORT_TOP)
+    finger.move(x, 0).up()  # the lines above come along
+    assert phone.evaluate(VIEWPORT_TOP) < top
+    assert phone.evaluate(f"{TERMINAL}.getSelection().split('\\n').length") > phone.evaluate(f"{TERMINAL}.rows") - 5
+    copy = phone.get_by_role("button", name="Copy", exact=True)
+    expect(copy).to_be_visible()
+    phone.touchscreen.tap(300, 300)
+    expect(copy).to_be_hidden()
 
 
 def test_copy_says_how_to_select_when_nothing_is(server: RunningServer, phone: Page) -> None:
@@ -426,9 +434,9 @@ def test_output_that_is_not_utf_8_is_shown_as_it_is_recorded(server: RunningServ
 
 
 class Front:
-    """A proxy that serves the pages and answers ``/ssh`` itself: with these bytes, or with the upgrade left out."""
+    """Serves the pages and answers ``/ssh`` itself with these bytes; None: never; b"": passes all but the upgrade."""
 
-    def __init__(self, url: str, answer: bytes = b"") -> None:
+    def __init__(self, url: str, answer: bytes | None) -> None:
         parts = urlsplit(url)
         self._target = (parts.hostname or "", parts.port or 80)
         self._answer = answer
@@ -439,8 +447,8 @@ class Front:
         head = b""
         while b"\r\n\r\n" not in head:
             head += near.recv(65536)
-        if self._answer and head.startswith(b"GET /ssh"):
-            near.sendall(self._answer)
+        if self._answer != b"" and head.startswith(b"GET /ssh"):
+            near.sendall(self._answer) if self._answer else near.recv(1)
             return
         with socket.create_connection(self._target) as far:
             self._listener.adopt(far)
@@ -479,6 +487,20 @@ def test_a_handshake_that_fails_is_told_as_what_it_is(
         expect(page.locator("#notice-title")).to_have_text("Terminal not opened")
         expect(page.locator("#notice-text")).to_contain_text(words)
         assert offers(page) == offered
+    finally:
+        page.goto("about:blank")
+        front.close()
+
+
+def test_a_server_that_never_answers_is_told_as_such(server: RunningServer, page: Page) -> None:
+    front = Front(server.url, None)
+    try:
+        page.clock.install()
+        page.goto(server.terminal_url().replace(server.url, front.url))
+        phase(page, "connecting")
+        page.clock.fast_forward(31_000)
+        phase(page, "refused")
+        expect(page.locator("#notice-text")).to_have_text("The server does not answer.")
     finally:
         page.goto("about:blank")
         front.close()
