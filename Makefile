@@ -1,4 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv and the page assets in static/node_modules.
+# Every target sets up what it needs: a virtual environment in .venv, the page assets in static/node_modules, and
+# axe-core in tests/node_modules.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,16 +21,16 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.9 jumpserver.py
 
-setup: $(VENV)/ready static/node_modules/ready
+setup: $(VENV)/ready static/node_modules/ready tests/node_modules/ready
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-static/node_modules/ready: static/package-lock.json
-	cd static && npm ci --no-audit --no-fund --loglevel=error
+%/node_modules/ready: %/package-lock.json
+	cd $* && npm ci --no-audit --no-fund --loglevel=error
 	touch $@
 
 clean:
-	rm -rf $(VENV) static/node_modules
+	rm -rf $(VENV) static/node_modules tests/node_modules
