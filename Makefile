@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv and the page assets in static/node_modules,
-# both from lock files with hashes. `make locks` renews the Python ones from the .in files; it needs uv.
+# Every target sets up what it needs, from lock files with hashes: a virtual environment in .venv, the page assets in
+# static/node_modules, and axe-core in tests/node_modules. `make locks` renews the Python ones from the .in files; it needs uv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,15 +22,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.9 jumpserver.py
 
-setup: $(VENV)/dev.ready static/node_modules/ready
+setup: $(VENV)/dev.ready static/node_modules/ready tests/node_modules/ready
 
 $(VENV)/%.ready: requirements-%.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r $<
 	touch $@
 
-static/node_modules/ready: static/package-lock.json
-	cd static && npm ci --no-audit --no-fund --loglevel=error
+%/node_modules/ready: %/package-lock.json
+	cd $* && npm ci --no-audit --no-fund --loglevel=error
 	touch $@
 
 locks:
@@ -38,4 +38,4 @@ locks:
 		--no-annotate --custom-compile-command "make locks" -o $$lock $${lock%.txt}.in || exit; done
 
 clean:
-	rm -rf $(VENV) static/node_modules
+	rm -rf $(VENV) static/node_modules tests/node_modules

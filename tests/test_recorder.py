@@ -249,6 +249,7 @@ def raw_output(path: Path) -> bytes:
     return b"".join(pieces)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([*(bytes((byte,)) for byte in "中é".encode("gbk"))])))
 def test_nothing_of_any_bytes_is_lost_or_shown_before_it_is_recorded(pieces: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,123 @@
+"""What axe-core finds on the pages: nothing, in each of their states, on a desktop and on a phone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.conftest import WAIT_MS
+from tests.support import RunningServer
+from tests.test_pages import open_terminal, phase, run, wait_for_text
+from tests.test_player_page import PLAYER_SCRIPT, cast, play, player_text
+
+AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
+DESKTOP = {"viewport": {"width": 1440, "height": 900}}
+PHONE = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    context = browser.new_context(**request.param)
+    context.set_default_timeout(WAIT_MS)
+    yield context.new_page()
+    context.close()
+
+
+def findings(page: Page) -> list[str]:
+    """The faults that axe-core finds now: rule and place."""
+    page.evaluate(AXE.read_text())  # not as a script element: the pages' policy allows none but their own
+    result = page.evaluate("axe.run()")
+    assert len(result["passes"]) > 10  # it did look
+    return [f"{fault['id']}: {node['html'][:150]}" for fault in result["violations"] for node in fault["nodes"]]
+
+
+# ---- The terminal ----
+
+
+def test_the_form_of_the_terminal_page(server: RunningServer, page: Page) -> None:
+    page.goto(server.url)
+    expect(page.get_by_label("Token")).to_be_visible()
+    assert findings(page) == []
+
+
+def test_a_terminal_that_connects(server: RunningServer, page: Page) -> None:
+    page.route_web_socket("**/ssh?*", lambda socket: None)  # never answered
+    page.goto(server.terminal_url())
+    phase(page, "connecting")
+    assert findings(page) == []
+
+
+def test_an_open_terminal(server: RunningServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "for i in 1 2 3 4 5 6 7; do printf '\\033[3%dmcolour %d\\033[0m\\n' $i $i; done; echo done-$((1 + 1))")
+    wait_for_text(page, "done-2")
+    assert findings(page) == []
+
+
+def test_a_terminal_with_its_search_bar(server: RunningServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "echo nee''dle")
+    wait_for_text(page, "\nneedle")
+    page.keyboard.press("Control+Shift+F")
+    page.keyboard.type("needle")
+    expect(page.locator("#search-count")).to_have_text("1 of 1")
+    assert findings(page) == []
+
+
+def test_a_terminal_that_has_ended(server: RunningServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    run(page, "exit")
+    phase(page, "ended")
+    assert findings(page) == []
+
+
+def test_a_terminal_that_was_refused(server: RunningServer, page: Page) -> None:
+    page.goto(f"{server.url}#ssh_token=wrong")
+    phase(page, "refused")
+    assert findings(page) == []
+
+
+# ---- The player ----
+
+
+def test_a_player_that_loads(server: RunningServer, page: Page) -> None:
+    page.route("**/records/play*", lambda route: None)  # never answered
+    page.goto(server.player_url("any.cast"))
+    expect(page.locator("#words")).to_contain_text("Loading")
+    assert findings(page) == []
+
+
+def test_a_player_that_plays(server: RunningServer, page: Page) -> None:
+    colours = "".join(f"\x1b[3{number}mcolour {number}\x1b[0m\r\n" for number in range(1, 8))
+    play(server, page, cast([0.1, "o", colours], [1, "m", "a marker"], [60, "o", "end"]))
+    player_text(page, "colour 7")
+    assert findings(page) == []
+
+
+def test_a_player_that_is_paused_and_has_remarks(server: RunningServer, page: Page) -> None:
+    play(server, page, cast([0.1, "o", "start"], [60, "o", "end"], width=1001) + '[61, "o')
+    player_text(page, "start")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    expect(page.locator("#size-remark")).to_be_visible()
+    expect(page.locator("#incomplete")).to_be_visible()
+    assert findings(page) == []
+
+
+def test_a_player_that_says_what_is_wrong(server: RunningServer, page: Page) -> None:
+    play(server, page, json.dumps({"version": 9}))
+    expect(page.locator("#words")).to_contain_text("This is not a recording")
+    assert findings(page) == []
+
+
+def test_a_player_that_has_not_started(server: RunningServer, page: Page) -> None:
+    page.route(PLAYER_SCRIPT, lambda route: None)  # never answered
+    page.goto(server.player_url("any.cast"), wait_until="commit")
+    page.wait_for_selector("#stuck", state="attached")
+    page.evaluate("document.getAnimations().forEach((animation) => animation.finish())")
+    expect(page.locator("#stuck")).to_be_visible()
+    assert findings(page) == []
