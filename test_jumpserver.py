@@ -290,7 +290,7 @@ def test_a_client_of_the_original_works_and_gets_no_text(server: RunningServer) 
 def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> None:
     with server.connect(container_name="main") as terminal:
         session = terminal.wait_for_event("session")
-        where = {"namespace": "default", "pod": "demo", "container": "main", "user": "alice"}
+        where = {"cluster": "standin", "namespace": "default", "pod": "demo", "container": "main", "user": "alice"}
         assert session == {"type": "session", "id": newest(server).stem, **where, "reusable": True}
         terminal.type("exit 3\n")
         end = terminal.wait_end()
@@ -343,7 +343,7 @@ def test_the_first_size_is_the_querys_or_the_first_resize_or_80x24(
 
 
 def test_resizes_reach_the_pod_and_the_recording(server: RunningServer) -> None:
-    sizes = [(90, 20), (65535, 1), (120, 50)]
+    sizes = [(90, 20), (1000, 1), (120, 50)]
     with server.connect() as terminal:
         for size in sizes:
             terminal.resize(*size)
