@@ -80,7 +80,8 @@ async function readAll(response) {
 
 function showProgress(received, total) {
   if (state.failed) return; // the player can be broken before there is anything to play
-  showWords("Loading the recording", total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received));
+  const arrived = total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received);
+  showWords("Loading the recording", received ? arrived : "Waiting for the server.");
   el("progress").hidden = !total;
   if (total) Object.assign(el("progress"), { max: total, value: received });
 }

@@ -414,7 +414,7 @@ def test_a_slow_server_is_waited_for_in_words(server: RunningServer, page: Page)
     held: list[Any] = []
     page.route("**/records/play*", lambda route: held.append(route))
     page.goto(server.player_url("any.cast"))
-    expect(page.locator("#words")).to_contain_text("Loading the recording")
+    expect(page.locator("#words")).to_contain_text("Waiting for the server")
     held[0].fulfill(body=cast([0.1, "o", "arrived"]), content_type="application/x-asciicast")
     player_text(page, "arrived")
     expect(page.locator("#words")).to_be_hidden()
