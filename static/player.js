@@ -19,6 +19,7 @@ const state = {
   size: 0, // of the file, in bytes
   player: null,
   playing: false,
+  moving: null, // where a new player goes on: {at, playing}; null once it does
   idleLimit: 0, // seconds, as the player was given it
   failed: false,
 };
@@ -79,7 +80,8 @@ async function readAll(response) {
 
 function showProgress(received, total) {
   if (state.failed) return; // the player can be broken before there is anything to play
-  showWords("Loading the recording", total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received));
+  const arrived = total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received);
+  showWords("Loading the recording", received ? arrived : "Waiting for the server.");
   el("progress").hidden = !total;
   if (total) Object.assign(el("progress"), { max: total, value: received });
 }
@@ -185,11 +187,15 @@ function onPlaying(playing) {
 
 // The player takes its options at the start only: a new one goes on where the old one stood.
 function onControls() {
-  const { playing } = state;
-  const at = recordedTime(state.player.getCurrentTime(), state.idleLimit);
+  state.moving ??= { at: recordedTime(state.player.getCurrentTime(), state.idleLimit), playing: state.playing };
+  const { at, playing } = state.moving;
   createPlayer(false);
-  state.player.seek(shownTime(at, state.idleLimit));
-  if (playing) state.player.play();
+  const { player } = state;
+  const there = player.seek(shownTime(at, state.idleLimit));
+  const moved = playing ? player.play() : there; // asked for at once: of a player that was replaced it would fail
+  moved.then(() => {
+    if (player === state.player) state.moving = null;
+  });
 }
 
 function calm() {

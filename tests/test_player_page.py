@@ -174,6 +174,23 @@ def test_another_speed_while_it_plays_plays_on(server: RunningServer, page: Page
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
 
 
+def test_the_place_is_kept_however_quickly_controls_change(server: RunningServer, page: Page) -> None:
+    play(server, page, cast([0, "o", "start "], [50, "o", "middle "], [200, "o", "end"]))
+    page.get_by_label("Pauses").select_option(label="In full")
+    until(page, f"{PLAYER}.getDuration() === 200")
+    page.evaluate(f"{PLAYER}.seek(100)")
+    until(page, f"{PLAYER}.getCurrentTime() >= 100")
+    page.get_by_label("Speed").focus()
+    page.evaluate("for (let i = 0; i < 5; i += 1) document.activeElement.dispatchEvent(new Event('change'))")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    until(page, f"{PLAYER}.getCurrentTime() >= 101")
+    assert page.evaluate(f"{PLAYER}.getCurrentTime()") < 110
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    player_text(page, "start middle")
+    expect(page.locator("#words")).to_be_hidden()
+
+
 def test_another_speed_at_the_end_stays_there(server: RunningServer, page: Page) -> None:
     play(server, page, cast([0.1, "o", "start "], [0.2, "o", "end"]))
     player_text(page, "start end")
@@ -397,7 +414,7 @@ def test_a_slow_server_is_waited_for_in_words(server: RunningServer, page: Page)
     held: list[Any] = []
     page.route("**/records/play*", lambda route: held.append(route))
     page.goto(server.player_url("any.cast"))
-    expect(page.locator("#words")).to_contain_text("Loading the recording")
+    expect(page.locator("#words")).to_contain_text("Waiting for the server")
     held[0].fulfill(body=cast([0.1, "o", "arrived"]), content_type="application/x-asciicast")
     player_text(page, "arrived")
     expect(page.locator("#words")).to_be_hidden()
