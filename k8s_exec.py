@@ -875,19 +875,23 @@ def _server(cluster: _Entry) -> tuple[str, int, str]:
     url = cluster.text("server")
     try:
         parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, port = _url_host(parts), parts.port
     except ValueError:
         cluster.fail("server", "is not a URL")
     if parts.scheme != "https":
         cluster.fail("server", "must be an https:// URL; credentials are not sent in the clear")
     if not host or parts.username is not None or parts.query or parts.fragment or not _URL_CHARACTERS.fullmatch(url):
         cluster.fail("server", "must be https://host[:port][/path] and nothing more")
-    host, percent, zone = host.partition("%")
-    if percent:  # of an IPv6 address (RFC 6874)
-        zone = urllib.parse.unquote(zone[2:]) if zone.startswith("25") and ":" in host else ""
-        if not _ZONE.fullmatch(zone):
-            cluster.fail("server", "may have '%' before a zone only, as in https://[fe80::1%25eth0]")
-    return host + percent + zone, port or 443, parts.path.rstrip("/")
+    return host, port or 443, parts.path.rstrip("/")
+
+
+def _url_host(parts: urllib.parse.SplitResult) -> str:
+    """The host, with the zone of an IPv6 address decoded (RFC 6874). Raises ValueError for any other '%'."""
+    host, percent, zone = (parts.hostname or "").partition("%")
+    zone = urllib.parse.unquote(zone[2:]) if zone.startswith("25") else ""
+    if percent and not (":" in host and _ZONE.fullmatch(zone)):
+        raise ValueError("'%' in a host name")
+    return host + percent + zone
 
 
 def _proxy_url(cluster: _Entry) -> str:
@@ -1220,11 +1224,13 @@ class TlsStream:
     it holds the lock, and waiting happens outside the lock. It has the methods that websocket-client calls.
     """
 
-    def __init__(self, tls: ssl.SSLSocket, deadline: float) -> None:
+    def __init__(self, tls: ssl.SSLSocket, deadline: float | None) -> None:
+        """``deadline`` (monotonic) is for the upgrade request and its answer; None: there is none."""
         tls.setblocking(False)
         self._tls = tls
         self._lock = threading.Lock()  # guards the calls into OpenSSL
         self._handshake_deadline = deadline
+        self._request_deadline = deadline  # None once an answer has begun
         self._handshake_bytes = 0
         self.buffer = bytearray()  # received and not yet taken; reader thread only
 
@@ -1266,8 +1272,10 @@ class TlsStream:
         if self._handshake_bytes > _HANDSHAKE_LIMIT_BYTES:
             raise ExecRefused(0, "the cluster's answer to the exec request is too long")
         while not self.buffer:
-            if not self.fill(self._handshake_deadline - time.monotonic()):
+            deadline = self._handshake_deadline
+            if not self.fill(None if deadline is None else deadline - time.monotonic()):
                 raise TimeoutError("timed out")
+        self._request_deadline = None
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         self._handshake_bytes += len(data)
@@ -1291,10 +1299,10 @@ class TlsStream:
                 pass
             except OSError:
                 # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
-                if self._handshake_bytes or self._receive():
+                if self._request_deadline is None or self._receive():
                     raise
                 break
-            if not self._wait(wanted, None if self._handshake_bytes else self._handshake_deadline):
+            if not self._wait(wanted, self._request_deadline):
                 raise TimeoutError("timed out")
         return len(data)
 
@@ -1510,7 +1518,7 @@ def parse_proxy(url: str) -> urllib.parse.SplitResult | None:
     """An HTTP proxy's URL, as client-go reads it (a bare host:port is http); None for anything else."""
     try:
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        good = parts.scheme in ("http", "https") and _url_host(parts) and (parts.port is None or parts.port > 0)
     except ValueError:
         return None
     return parts if good else None
@@ -1658,13 +1666,13 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
     """A connection to the cluster through an HTTP proxy (RFC 9110, section 9.3.6). Raises ExecRefused."""
     if not _may_reach(cluster.allow_servers, cluster.host, cluster.host):
         _refuse_server(cluster.host)
-    secure = proxy.scheme == "https"
-    host = urllib.parse.unquote(proxy.hostname or "")  # of the '%' before a zone
+    secure, host = proxy.scheme == "https", _url_host(proxy)
+    name = _tls_name(host)
     allowed = cluster.allow_servers if cluster.proxy_url else None  # the environment's proxy is the operator's own
     sock = _connect(host, proxy.port or (443 if secure else 80), allowed, deadline)
     try:
         if secure:
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=_tls_name(host))
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=name)
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         sock.sendall(_connect_request(proxy, cluster))
         status = _proxy_status(sock, deadline)
@@ -1680,7 +1688,7 @@ def _connect_through(proxy: urllib.parse.SplitResult, cluster: Cluster, deadline
     if not isinstance(sock, ssl.SSLSocket):
         return sock
     try:
-        return _unwrapped(sock, deadline)
+        return _unwrapped(sock)
     except (OSError, RuntimeError):
         sock.close()
         raise
@@ -1710,12 +1718,12 @@ def _proxy_status(sock: socket.socket, deadline: float) -> int:
     return int(status[1])
 
 
-def _unwrapped(outer: ssl.SSLSocket, deadline: float) -> socket.socket:
+def _unwrapped(outer: ssl.SSLSocket) -> socket.socket:
     """A plain socket for what goes through a TLS connection to a proxy: TLS inside TLS needs one.
 
     Two threads pass the bytes; both end when either side does.
     """
-    stream = TlsStream(outer, deadline)
+    stream = TlsStream(outer, None)
     near, far = socket.socketpair()
 
     def outward() -> None:
@@ -1765,9 +1773,14 @@ def _authority(host: str, port: int, default_port: int = 0) -> str:
 
 
 def _tls_name(host: str) -> str:
-    """The name that a certificate must have, and that SNI tells: without zone and final dot (RFC 6066, section 3)."""
-    host = host.strip("[]").partition("%")[0].rstrip(".")
-    return str(getattr(_address(host), "ipv4_mapped", None) or host)
+    """The name that a certificate must have, and that SNI tells: without zone and final dot (RFC 6066, section 3).
+
+    Raises ExecRefused for what cannot be one: the ssl module would leave the socket open.
+    """
+    name = host.strip("[]").partition("%")[0].rstrip(".")
+    if len(name) > 253 or not all(0 < len(label) < 64 for label in name.split(".")):
+        raise ExecRefused(0, f"this is not a host name that TLS can verify: {printable(host)}")
+    return str(getattr(_address(name), "ipv4_mapped", None) or name)
 
 
 @contextlib.contextmanager
@@ -1785,6 +1798,7 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
 
     Blocks. Raises ExecRefused with a sentence for an unknown host, a closed port and each fault of the certificate.
     """
+    name = _tls_name(cluster.tls_server_name or cluster.host)
     with _own_faults():
         context = _tls_context(cluster.insecure_skip_tls_verify, cluster.ca_pem, shown.certificate_pem, shown.key_pem)
         proxy = proxy_for(cluster)
@@ -1794,7 +1808,7 @@ def dial(cluster: Cluster, shown: Credential, deadline: float) -> ssl.SSLSocket:
             raw = _connect_through(proxy, cluster, deadline)
     try:
         raw.settimeout(max(0.001, deadline - time.monotonic()))
-        return context.wrap_socket(raw, server_hostname=_tls_name(cluster.tls_server_name or cluster.host))
+        return context.wrap_socket(raw, server_hostname=name)
     except (OSError, ValueError) as exc:
         raw.close()
         raise _no_tls(cluster, exc) from None
@@ -1913,8 +1927,6 @@ def _tls_fault(exc: Exception) -> str:
         }.get(exc.verify_code, f"its certificate is not accepted: {printable(exc.verify_message)}")
     if isinstance(exc, _TIMEOUTS):
         return "the handshake took too long"
-    if isinstance(exc, ValueError):
-        return "its name cannot be that of a certificate (see tls-server-name)"
     if _alert(exc):
         return _ALERTS.get(_alert(exc), f"it sent the TLS alert {_alert(exc).lower()}")
     if isinstance(exc, ssl.SSLError):

@@ -22,6 +22,7 @@ from demo.cluster import StandIn
 from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, Trust, dial, load_kubeconfig
 from tests.support import (
     ALLOW_LOOPBACK,
+    LOOPBACK,
     Listener,
     RunningServer,
     kubeconfig,
@@ -310,6 +311,96 @@ def test_a_server_at_an_ipv6_address_is_reached() -> None:
             text = kubeconfig(cluster, **{"proxy-url": f"http://127.0.0.1:{proxy.port}"})
             assert output_of(text) == b"here\r\n"
             assert proxy.heads[0].startswith(f"CONNECT [::1]:{cluster.port} ")
+
+
+def test_a_zone_is_for_the_connection_alone() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as exc:
+        pytest.skip(f"this host has no IPv6: {exc}")
+    with nothing_left(), StandIn(host="::1") as cluster:
+        zoned = f"https://[::1%251]:{cluster.port}"
+        assert load_kubeconfig(kubeconfig(cluster, server=zoned)).host == "::1%1"
+        assert output_of(kubeconfig(cluster, server=zoned)) == b"here\r\n"
+        assert cluster.execs[0].host == f"[::1]:{cluster.port}"
+        with Proxy(("::1", cluster.port)) as proxy:
+            text = kubeconfig(cluster, server=zoned, **{"proxy-url": f"http://127.0.0.1:{proxy.port}"})
+            assert output_of(text) == b"here\r\n"
+            assert proxy.heads[0].startswith(f"CONNECT [::1]:{cluster.port} ")
+
+
+@pytest.mark.parametrize("zone", ["%eth0", "%25", "%25eth%200", "%25eth0%0a", "%25%00", "%25eth0/x"])
+@pytest.mark.parametrize("key", ["server", "proxy-url"])
+def test_a_zone_that_cannot_be_one_is_refused(zone: str, key: str) -> None:
+    with pytest.raises(KubeconfigError, match=key):
+        load_kubeconfig(kubeconfig(None, {"token": "x"}, **{key: f"https://[fe80::1{zone}]:6443"}))
+
+
+@pytest.mark.parametrize("host", ["k8s%2etest", "127%2e0.0.1", "k8s.test%00", "k8s%25eth0"])
+@pytest.mark.parametrize("key", ["server", "proxy-url"])
+def test_a_name_has_no_percent_in_it(host: str, key: str) -> None:
+    with pytest.raises(KubeconfigError, match=key):
+        load_kubeconfig(kubeconfig(None, {"token": "x"}, **{key: f"https://{host}:6443"}))
+
+
+class Seen:
+    """A TLS server for k8s.test that refuses every request; the names and the Host headers that it was sent."""
+
+    def __init__(self) -> None:
+        ca, self.names, self.hosts = trustme.CA(), list[Any](), list[str]()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.sni_callback = lambda tls, name, context: self.names.append(name)
+        ca.issue_cert("k8s.test", "127.0.0.1").configure_cert(self.context)
+        self.ca = {"certificate-authority-data": base64.b64encode(ca.cert_pem.bytes()).decode()}
+        self.listener = Listener(self._serve)
+
+    def _serve(self, raw: socket.socket) -> None:
+        with self.context.wrap_socket(raw, server_side=True) as tls:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += tls.recv(65536)
+            self.hosts += [line[6:] for line in head.decode().split("\r\n") if line.startswith("Host: ")]
+            tls.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "host"),
+    [
+        ({"server": "https://k8s.test:6443"}, "k8s.test", "k8s.test:6443"),
+        ({"server": "https://k8s.test.:6443"}, "k8s.test", "k8s.test.:6443"),
+        ({"server": "https://k8s.test"}, "k8s.test", "k8s.test"),
+        ({"server": "https://k8s.test:443"}, "k8s.test", "k8s.test"),
+        ({"server": "https://k8s.test:80"}, "k8s.test", "k8s.test:80"),
+        ({"server": "https://K8S.test."}, "k8s.test", "k8s.test."),
+        ({"server": "https://k8s.test", "tls-server-name": "127.0.0.1"}, None, "k8s.test"),
+        ({"server": "https://other.test", "tls-server-name": "k8s.test."}, "k8s.test", "other.test"),
+        ({"server": "https://127.0.0.1"}, None, "127.0.0.1"),
+        ({"server": "https://[::ffff:127.0.0.1]:443"}, None, "[::ffff:127.0.0.1]"),
+    ],
+)
+def test_the_name_for_tls_and_the_host_of_each_request(
+    monkeypatch: pytest.MonkeyPatch, place: dict[str, str], name: str | None, host: str
+) -> None:
+    with nothing_left():
+        seen, real = Seen(), socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda *args, **options: real("127.0.0.1", seen.listener.port, **options)
+        )
+        text = kubeconfig(None, {"token": "x"}, **seen.ca, **place)
+        assert "forbids" in refusal(text)
+        k8s_exec.why_lost(
+            k8s_exec.Target(load_kubeconfig(text, trust=LOOPBACK), "default", "demo"), time.time(), timeout=0
+        )
+        seen.listener.close()
+        assert (seen.names, seen.hosts) == ([name] * 2, [host] * 2)
+
+
+def test_a_proxy_is_told_the_port_always(cluster: StandIn) -> None:
+    with Proxy((cluster.host, cluster.port)) as proxy:
+        place = {"server": "https://localhost", "proxy-url": f"http://127.0.0.1:{proxy.port}"}
+        assert output_of(kubeconfig(cluster, **place)) == b"here\r\n"
+    assert proxy.heads[0].startswith("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n")
+    assert cluster.execs[0].host == "localhost"
 
 
 def test_a_server_below_a_path_is_reached_by_all_requests(tmp_path: Path) -> None:
