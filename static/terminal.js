@@ -30,8 +30,6 @@ const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 // is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
 const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
 const OPEN_AGAIN = "To go on, open a terminal from your platform again.";
-const RELOADED =
-  "This session ended because the page was reloaded. To go on, open a terminal from your platform again, or enter a new token.";
 const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
@@ -575,17 +573,18 @@ function switchTerminal() {
 }
 
 function start() {
-  const reloaded = stored("sessionStorage", RUNNING_KEY) === "true";
+  const cutOff = stored("sessionStorage", RUNNING_KEY) === "true";
   store("sessionStorage", RUNNING_KEY, "");
   const token = takeToken();
   if (token) {
     offer(token);
     return;
   }
-  setPhase("idle", reloaded ? "Session ended" : "No token yet");
-  if (reloaded) {
+  setPhase("idle", cutOff ? "Session ended" : "No token yet");
+  if (cutOff) {
+    const how = performance.getEntriesByType("navigation")[0]?.type === "reload" ? "reloaded" : "left";
     el("form-title").textContent = "Session ended";
-    el("form-text").textContent = RELOADED;
+    el("form-text").textContent = `This session ended because the page was ${how}. ${OPEN_AGAIN}`;
   }
   el("open").classList.toggle("primary", PLATFORM_URL === "");
   if (!TOUCH) el("token").focus();

@@ -344,6 +344,15 @@ def test_a_reloaded_page_says_what_ended_the_session(server: RunningServer, page
     expect(page.locator("#status")).to_have_text("No token yet")
 
 
+def test_a_page_that_was_left_and_is_come_back_to_says_so(server: RunningServer, page: Page) -> None:
+    open_terminal(page, server.terminal_url())
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto("about:blank")
+    page.go_back()
+    phase(page, "idle")
+    expect(page.locator("#token-form")).to_contain_text("This session ended because the page was left.")
+
+
 def test_a_page_reloaded_after_the_end_does_not_claim_to_have_ended_it(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     run(page, "exit")
@@ -371,14 +380,15 @@ def add_cluster(route: WebSocketRoute) -> None:
 def test_where_the_shell_runs_and_who_is_connected_can_be_read(
     server: RunningServer, browser: Browser, width: int
 ) -> None:
+    user = "alice.wonderland.of.the.long.names@example.com"
     page = browser.new_page(viewport={"width": width, "height": 700}, has_touch=width < 1000)
     page.route_web_socket(re.compile("/ssh"), add_cluster)
-    open_terminal(page, server.terminal_url(container_name="main", sub="alice.wonderland@example.com"))
+    open_terminal(page, server.terminal_url(container_name="main", sub=user))
     texts = {
         "#target": "demo / main",
         "#namespace": "namespace default",
         "#cluster": "cluster production-eu-1",
-        "#status": "Connected as alice.wonderland@example.com",
+        "#status": f"Connected as {user}",
     }
     for selector, text in texts.items():
         expect(page.locator(selector)).to_have_text(text)
