@@ -1462,6 +1462,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     server: JumpServer
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # of a request that names none: an answer without a head helps nobody
     server_version = "jumpserver"
     sys_version = ""
 

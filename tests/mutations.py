@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import json
 import os
 import random
 import socket
@@ -19,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo.cluster import StandIn
-from tests.support import RunningServer, wait_until
+from tests.support import Installation, Program, wait_until
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 WAIT_SECONDS = 0.05
@@ -76,13 +74,13 @@ def talk(port: int, data: bytes, random: random.Random) -> None:
 class Run:
     """Conversations with one server, several at a time."""
 
-    def __init__(self, server: RunningServer, seed: int, threads: int = 8) -> None:
+    def __init__(self, server: Installation, seed: int, threads: int = 8) -> None:
         self._server = server
         self._random = random.Random(seed)
         self._threads = threads
 
     def more(self, count: int) -> None:
-        """Hold so many, and wait until the server is idle again."""
+        """Hold so many, and wait until the sessions that came of them have ended."""
         threads = [
             threading.Thread(target=self._some, args=(count // self._threads, self._random.randrange(1 << 30)))
             for _ in range(self._threads)
@@ -91,8 +89,9 @@ class Run:
             thread.start()
         for thread in threads:
             thread.join()
-        wait_until(lambda: not self._server.server._connections, "the end of all connections", 60)
         wait_until(lambda: not self._server.cluster.shells(), "the end of all shells", 60)
+        wait_until(lambda: all(row["logout_at"] for row in self._server.rows()), "the end of all sessions", 60)
+        self._server.cluster.execs.clear()
 
     def _some(self, count: int, seed: int) -> None:
         own = random.Random(seed)
@@ -101,18 +100,11 @@ class Run:
             talk(self._server.port, conversation(own, token), own)
 
 
-def objects() -> int:
-    """How many objects the garbage collector knows in this process."""
-    gc.collect()
-    return len(gc.get_objects())
-
-
-def held() -> Iterator[str]:
-    """What this process holds, in words."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    yield from (line.replace("\t", " ") for line in status if line.startswith(("VmRSS", "RssAnon", "Threads")))
-    yield f"descriptors {len(os.listdir('/proc/self/fd'))}"
-    yield f"objects {objects()}"
+def held(pid: int) -> Iterator[str]:
+    """What a process holds, in words."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    yield from (" ".join(line.split()) for line in status if line.startswith(("RssAnon", "Threads")))
+    yield f"descriptors: {len(os.listdir(f'/proc/{pid}/fd'))}"
 
 
 def main() -> None:
@@ -120,15 +112,11 @@ def main() -> None:
     parser.add_argument("count", nargs="?", type=int, default=40_000)
     parser.add_argument("seed", nargs="?", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, StandIn() as cluster:
-        server = RunningServer(Path(folder), cluster)
-        try:
-            run = Run(server, options.seed)
-            for part in range(11):
-                print(json.dumps(part * options.count // 10), *held(), sep="  ", flush=True)
-                run.more(options.count // 10 if part < 10 else 0)
-        finally:
-            server.stop()
+    with tempfile.TemporaryDirectory() as folder, StandIn() as cluster, Program(Path(folder), cluster) as program:
+        run = Run(program, options.seed)
+        for part in range(11):
+            print(f"{part * options.count // 10} conversations", *held(program.process.pid), sep="  ", flush=True)
+            run.more(options.count // 10 if part < 10 else 0)
 
 
 if __name__ == "__main__":

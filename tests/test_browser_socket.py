@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
 import socket
 import threading
@@ -28,12 +29,15 @@ class Owner:
     def __init__(self, on_message: Callable[[str | bytes], None], ended: threading.Event) -> None:
         self.on_message = on_message
         self.ended = ended
+        self.room = threading.Event()
+        self.room.set()
 
     def stop(self, end: jumpserver.End) -> None:
         self.ended.set()
+        self.room.set()
 
     def wait_for_room(self, timeout: float) -> bool:
-        return True
+        return self.room.wait(timeout)
 
 
 @contextlib.contextmanager
@@ -50,6 +54,7 @@ def browser_socket(
         with sock:
             key = re.search(rb"Sec-WebSocket-Key: (\S+)", read_until(sock, b"\r\n\r\n"))
             assert key
+            sock.settimeout(0.3)  # as the handler leaves it, only shorter
             near = jumpserver.BrowserSocket(sock, key[1].decode(), "", cast(jumpserver.Session, owner))
             far = connecting.result()
             try:
@@ -117,8 +122,13 @@ def test_a_blocked_send_wakes_when_the_connection_is_dropped() -> None:
             sending.result(5)
 
 
-def test_nothing_follows_a_frame_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("system", ["Linux", "macOS"])
+def test_a_browser_that_takes_nothing_is_dropped_and_nothing_follows_its_cut_off_frame(
+    monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
     monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
+    if system == "macOS":
+        monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)]
     with browser_socket(lambda message: None, sockopt=small) as (near, far, ended):
         with pytest.raises(jumpserver.BrowserGone):
@@ -129,6 +139,43 @@ def test_nothing_follows_a_frame_that_was_cut_off(monkeypatch: pytest.MonkeyPatc
                 pass
         with pytest.raises(jumpserver.BrowserGone):
             near.send(b"more")
+
+
+def test_a_slow_browser_that_keeps_taking_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
+    small, tick = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)], threading.Event()
+    with browser_socket(lambda message: None, sockopt=small) as (near, far, ended), ThreadPoolExecutor(1) as pool:
+        near.sock._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MIB)  # of which a third must drain to go on
+        sending = pool.submit(near.send, bytes(8 * MIB))
+        assert far.sock
+        for _ in range(30):
+            far.sock.recv(16 * KIB)
+            assert not ended.is_set() and not sending.done()
+            tick.wait(0.1)
+        while not sending.done():
+            far.sock.recv(MIB)
+        sending.result()
+
+
+def test_a_message_that_had_to_wait_for_room_proves_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.3)
+    messages: queue.Queue[str | bytes] = queue.Queue()
+    ping, pong = b"\x89\x00", frame(b"", websocket.ABNF.OPCODE_PONG)
+    with browser_socket(messages.put) as (near, far, _):
+        assert far.sock
+        room = cast(Owner, near._session).room
+        room.clear()
+        read_until(far.sock, ping)
+        far.sock.sendall(frame(b"first"))
+        read_until(far.sock, ping)  # sent while the first message waits: by now the next ping is due
+        far.sock.sendall(pong + frame(b"second"))
+        room.set()
+        assert (messages.get(timeout=5), messages.get(timeout=5)) == ("first", "second")
+
+
+def test_small_frames_are_not_held_back() -> None:
+    with browser_socket(lambda message: None) as (near, _, _):
+        assert near.sock._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -396,6 +396,88 @@ def test_last_modified_follows_the_file(server: RunningServer, recorded: Recorde
     assert answer.headers["Last-Modified"] == email.utils.formatdate(MTIME + 60, usegmt=True)
 
 
+# -- what the client has already --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_a_recording_that_has_not_changed_is_not_sent_again(
+    server: RunningServer, recorded: Recorded, coding: str
+) -> None:
+    answer = with_bearer(server, recorded, Accept_Encoding=coding)
+    etag = answer.headers["ETag"]
+    for known in ({"If_None_Match": etag}, {"If_None_Match": f'"x", W/{etag}'}, {"If_Modified_Since": MODIFIED}):
+        for method in ("GET", "HEAD"):
+            again = with_bearer(server, recorded, method, Accept_Encoding=coding, **known)
+            assert (again.status, again.body) == (304, b"")
+            for name in ("ETag", "Vary", "Cache-Control", "Last-Modified"):
+                assert again.headers[name] == answer.headers[name]
+
+
+CHANGED: list[dict[str, str]] = [
+    {"If_None_Match": '"x"'},
+    {"If_None_Match": ""},
+    {"If_None_Match": '"x"', "If_Modified_Since": MODIFIED},  # the first counts (RFC 9110, section 13.1.3)
+    {"If_Modified_Since": "Tue, 14 Nov 2023 22:13:19 GMT"},
+    *(
+        {"If_Modified_Since": text}
+        for text in ("", "yesterday", "0", "Tue, 99 Foo 2023", "1" * 9000, "Tue, 14 Nov 99999")
+    ),
+]
+
+
+@pytest.mark.parametrize("headers", CHANGED, ids=lambda headers: str(headers)[:60])
+def test_a_recording_that_the_client_has_not_is_sent(
+    server: RunningServer, recorded: Recorded, headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = with_bearer(server, recorded, **headers)
+    assert (answer.status, answer.body) == (200, recorded.data)
+    assert "Traceback" not in caplog.text
+
+
+def test_both_forms_of_a_recording_have_etags_of_their_own(server: RunningServer, recorded: Recorded) -> None:
+    plain = with_bearer(server, recorded).headers["ETag"]
+    packed = with_bearer(server, recorded, Accept_Encoding="gzip").headers["ETag"]
+    assert plain != packed
+    assert with_bearer(server, recorded, Accept_Encoding="gzip", If_None_Match=plain).status == 200
+    assert with_bearer(server, recorded, Accept_Encoding="gzip", If_None_Match=f"{plain}, {packed}").status == 304
+
+
+def test_a_recording_that_grows_changes_its_etag(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        terminal.type("echo a$((1+1))b\r")
+        terminal.wait_for("a2b")
+        target = server.play_path(server.recordings()[-1])
+        first = ask(server, target)
+        terminal.type("echo c$((1+2))d\r")
+        terminal.wait_for("c3d")
+        second = ask(server, target, If_None_Match=first.headers["ETag"])
+        assert (second.status, first.headers["ETag"] == second.headers["ETag"]) == (200, False)
+        terminal.type("exit\r")
+        terminal.wait_end()
+
+
+def test_a_recording_of_this_very_second_has_no_date_yet(server: RunningServer, recorded: Recorded) -> None:
+    ahead = time.time() + 3600  # what comes later within the second would carry the same date
+    os.utime(recorded.path, (ahead, ahead))
+    assert with_bearer(server, recorded).headers["Last-Modified"] is None
+    os.utime(recorded.path, (MTIME, MTIME))
+    assert with_bearer(server, recorded).headers["Last-Modified"] == MODIFIED
+
+
+def test_a_range_goes_on_only_in_the_file_that_it_began_in(server: RunningServer, recorded: Recorded) -> None:
+    etag = with_bearer(server, recorded).headers["ETag"]
+    for condition in (etag, MODIFIED):
+        answer = with_bearer(server, recorded, Range="bytes=10-19", If_Range=condition)
+        assert (answer.status, answer.body, answer.headers["ETag"]) == (206, recorded.data[10:20], etag)
+    for condition in (f"W/{etag}", '"x"', "", "Tue, 14 Nov 2023 22:13:19 GMT"):
+        answer = with_bearer(server, recorded, Range="bytes=10-19", If_Range=condition)
+        assert (answer.status, answer.body) == (200, recorded.data)
+    with recorded.path.open("ab") as file:
+        file.write(b'[9.5, "o", "more"]\n')
+    assert with_bearer(server, recorded, Range="bytes=10-19", If_Range=etag).status == 200
+    assert with_bearer(server, recorded, Range="bytes=10-19", If_None_Match=etag).status == 206
+
+
 # -- gzip -------------------------------------------------------------------------------------------------------------
 
 
