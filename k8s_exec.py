@@ -16,6 +16,7 @@ import errno
 import functools
 import http.client
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -108,7 +109,6 @@ _QUOTES = frozenset("\"'")
 _FLOW_INDICATORS = frozenset(",[]{}")
 _NEVER_FIRST = _FLOW_INDICATORS | _QUOTES | _SPACE | frozenset("#&*!|>%@`")  # of a plain scalar (5.3, 7.3.3)
 _FIRST_BEFORE_TEXT = frozenset("-?:")
-_ANCHOR_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 _ESCAPES = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))
@@ -129,7 +129,7 @@ _OLD_BOOLS = frozenset(
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}(?:[eE][-+][0-9]{1,2})?")
 _NUMBER_LIKE = re.compile(
-    r"[-+]?(?:0[bB][01]*|0[oO][0-7]*|0[xX][0-9a-fA-F]*|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+    r"[-+]?(?:0[bB][01]*|0[oO][0-7]*|0[xX][0-9a-fA-F]*|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
     r"|\.(?:inf|Inf|INF|nan|NaN|NAN))"
 )
 
@@ -152,6 +152,7 @@ _PLAIN_IN_FLOW = re.compile(
     r"|[ \t]+(?=[^ \t\n:#,?\[\]{}]|:[^ \t\n,\[\]{}]))+"
 )
 _PLAIN_ENDS = re.compile(r"#|(?<![^\n])(?:---|\.\.\.)(?:[ \t\n]|\Z)")  # at the first text of a further line
+_ANCHOR_NAME = re.compile(r"[A-Za-z0-9_-]+(?=[ \t\n,\[\]{}]|\Z)")
 _BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([+-]?)|([+-])([1-9]?))?(?=[ \t\n]|\Z)")
 _BLOCK_START = re.compile(r"(?: *\n)* *")
 
@@ -379,12 +380,18 @@ class _YamlParser:
         return key
 
     def _merged(self, entries: dict[str, object]) -> dict[str, object]:
-        """The entries that `<<` names join those of the map itself, which win; then the first one wins."""
+        """The entries that `<<` names join those of the map itself, which win; then the first one wins.
+
+        Refused where `<<` brings a key that stands before it: kubectl lets what comes last win, others the map.
+        """
         if "<<" in entries:
+            before = frozenset(itertools.takewhile(lambda key: key != "<<", entries))
             value = entries.pop("<<")
             for source in value if isinstance(value, list) else [value]:
                 if not isinstance(source, dict):
                     self.fail("'<<' in the map before this takes a map or a list of maps")
+                if not before.isdisjoint(source):
+                    self.fail("'<<' in the map before this brings a key that stands before it; put '<<' first")
                 for key, item in source.items():
                     entries.setdefault(key, item)
         return entries
@@ -506,13 +513,11 @@ class _YamlParser:
 
     def _anchor_name(self) -> str:
         """The name after `&` or `*`."""
-        start = end = self.pos + 1
-        while self.text[end : end + 1] in _ANCHOR_CHARS:
-            end += 1
-        if start == end or self.text[end : end + 1] not in _SPACE | _FLOW_INDICATORS:
+        match = _ANCHOR_NAME.match(self.text, self.pos + 1)
+        if not match:
             self.fail("not an anchor name of letters, digits, '-' and '_'")
-        self.pos = end
-        return self.text[start:end]
+        self.pos = match.end()
+        return match.group()
 
     def _anchored(self, read_node: Callable[[], object]) -> object:
         """A node with an anchor. The name is known only after the node, so nothing can hold itself."""
@@ -991,7 +996,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 # Control characters, line and direction marks, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_CHARACTERS = 500
-_CHOOSE_ONE_OF = re.compile(r"choose one of: \[([^\]]*)\]")
+_CHOOSE_ONE_OF = re.compile(r"choose one of: \[([^\[\]]*)\]")
 _NO_PROGRAM = re.compile(
     r"""exec: \\?"([^"\\]*)\\?": (executable file not found|permission denied|no such file|stat |is a directory)"""
 )
@@ -1140,7 +1145,7 @@ def explain_refusal(status: int, body: bytes) -> str:
 
 def printable(text: str) -> str:
     """Foreign text made safe to print in a terminal and a log line: one line, no control characters, bounded."""
-    return _UNPRINTABLE.sub(" ", text)[:_MESSAGE_CHARACTERS].strip()
+    return _UNPRINTABLE.sub(" ", text[:_MESSAGE_CHARACTERS]).strip()
 
 
 def _status_message(body: bytes) -> str:
@@ -1338,6 +1343,8 @@ PLUGIN_TIMEOUT_SECONDS = 15.0
 _PLUGIN_RUNS_KEPT = 256
 _PLUGIN_FAILURE_SECONDS = 3.0  # for so long a failure is the answer to all who ask
 _EXPIRY_MARGIN_SECONDS = 10.0
+_TIME_CHARACTERS = 64
+_FRACTION = re.compile(r"\.[0-9]+")  # of a second
 
 
 @dataclass(frozen=True)
@@ -1498,7 +1505,7 @@ def _read_plugin_answer(plugin: Plugin, output: bytes) -> _PluginAnswer:
 
 def _rfc3339(text: str) -> float:
     """Unix seconds; ValueError for what is no time with a zone."""
-    moment = datetime.datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+    moment = datetime.datetime.fromisoformat(_FRACTION.sub("", text[:_TIME_CHARACTERS]).replace("Z", "+00:00"))
     if moment.tzinfo is None:
         raise ValueError("no zone")
     return moment.timestamp()
@@ -1511,6 +1518,7 @@ _TIMEOUTS = (TimeoutError, socket.timeout)  # one class from Python 3.10 on
 # that does not read a large paste may take its time.
 _USER_TIMEOUT_MS = 180_000
 _PROXY_ANSWER_BYTES = 1 << 14
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _NEAR_END_SECONDS = 1.0  # how soon a connection through an https proxy is dropped when its writer is blocked
 
 
@@ -1712,7 +1720,7 @@ def _proxy_status(sock: socket.socket, deadline: float) -> int:
         if not byte or len(head) > _PROXY_ANSWER_BYTES:
             raise ConnectionError("no HTTP answer")
         head += byte
-    status = re.match(rb"HTTP/1\.[01] (\d{3})[ \r]", head)
+    status = _STATUS_LINE.match(head)
     if not status:
         raise ConnectionError("no HTTP answer")
     return int(status[1])
@@ -2155,6 +2163,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
 _ASK_AGAIN_SECONDS = 0.4
 _ANSWER_SECONDS = 3.0  # for one question after a pod
 _UNSURE_SECONDS = 5.0  # for ending a shell of which only the start was heard
+_HUNG_UP = re.compile(rb"hung up ([0-9]+)")  # what the script says at its end
 _START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
 
 
@@ -2234,7 +2243,7 @@ def _told(pod: PodExec, deadline: float) -> int | None:
                 output = (output + chunk)[-_MESSAGE_CHARACTERS:]
     finally:
         pod.close()
-    told = re.search(rb"hung up (\d+)", output)
+    told = _HUNG_UP.search(output)
     return int(told[1]) if told else None
 
 

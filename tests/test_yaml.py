@@ -1,7 +1,7 @@
 """The YAML subset against PyYAML: an equal result or KubeconfigError, never another result or exception.
 
 `Reference` is PyYAML's SafeLoader with three resolvers taken away, each because kubectl reads these plain
-scalars as text (sigs.k8s.io/yaml, a port of libyaml by way of go-yaml v2):
+scalars as text (sigs.k8s.io/yaml, a port of libyaml by way of go-yaml v2; test_kubectl.py asks it itself):
 
 - timestamps (`2024-01-02`): go-yaml decodes them to the string that stands in the file;
 - sexagesimal numbers (`12:30`): go-yaml has none, nor has YAML 1.2;
@@ -216,7 +216,8 @@ VALID: list[tuple[str, object]] = [
     ("a: &x\nc: *x", {"a": None, "c": None}),
     ("[&x a, *x]", ["a", "a"]),
     ("a: &x {b: 1}\nc: {<<: *x, d: 2}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
-    ("a: &x {b: 1}\nc: {b: 2, <<: *x}", {"a": {"b": 1}, "c": {"b": 2}}),
+    ("a: &x {b: 1}\nc: {<<: *x, b: 2}", {"a": {"b": 1}, "c": {"b": 2}}),
+    ("a: &x {b: 1}\nc: {d: 2, <<: *x}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
     ("<<: [{a: 1}, {a: 2, b: 3}]", {"a": 1, "b": 3}),
     ("'<<'", "<<"),
     ("---a", "---a"),
@@ -347,6 +348,7 @@ PLACES: list[tuple[str | bytes, int, int]] = [
     ("a: yes", 1, 4),
     ("a: 017", 1, 4),
     ("a: <<", 1, 4),
+    ("a: &x {b: 1}\nc: {b: 2, <<: *x}", 2, 18),
     ("é: ö: ü", 1, 5),
     ("a: b\r\nc: d: e", 2, 5),
     ("a: b\rc: d: e", 2, 5),
@@ -465,6 +467,9 @@ GROWING: dict[str, Callable[[int], str]] = {
     "plain lines": lambda n: "k:\n" + " a\n" * (n // 3),
     "plain after blank lines": lambda n: "k: a" + "\n" * n + " b",
     "digits": lambda n: "1" * n,
+    "digits and a letter": lambda n: "1" * n + "x",
+    "digits, underscores and a letter": lambda n: "1_" * (n // 2) + "x",
+    "digits, a point and a letter": lambda n: "1" * (n // 2) + "." + "1" * (n // 2) + "x",
     "quotes": lambda n: '"' * n,
     "apostrophes": lambda n: "'" * n,
     "open quote": lambda n: '"' + "a " * (n // 2),
