@@ -576,6 +576,12 @@ class Ledger:
                 [_storable(value) for value in row.values()],
             )
 
+    def is_open(self, session_id: str) -> bool:
+        """Whether the session has begun and not ended, on whatever server."""
+        with self._reading() as db:
+            query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
+            return db.execute(query, (_storable(session_id),)).fetchone() is not None
+
     def save(self, sessions: Iterable[Unfinished]) -> None:
         """Write what is known of sessions that have ended, and what is still to be done about them: all or none."""
         with self._transaction() as db:

@@ -1236,11 +1236,6 @@ class SessionRegistry:
         with self._changed:
             return self._closing
 
-    def has(self, session_id: str) -> bool:
-        """Whether a session of this id is open."""
-        with self._changed:
-            return any(session.id == session_id for session in self._sessions)
-
     def close(self, end: End) -> None:
         """Take no more, and stop those that are open. Does not wait."""
         with self._changed:
@@ -1696,7 +1691,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file, "running" if self.server.sessions.has(path.stem) else "complete")
+            self._send_recording(file, self._outcome(path.stem))
+
+    def _outcome(self, session_id: str) -> str:
+        """What the ledger says of a recording's session; the recording itself is as good without a ledger."""
+        with contextlib.suppress(LedgerError):
+            if self.server.hooks.ledger.is_open(session_id):
+                return "running"
+        return "complete"
 
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
