@@ -1354,8 +1354,8 @@ _CHUNK_BYTES = 1 << 17
 # Connections that are no terminals, at a time: of all, and of one address. Each costs a thread.
 _HEADS, _HEADS_EACH = 200, 50  # whose request has not been read yet
 _PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused terminals
-_UNCOUNTED = ("/healthz", "/ssh")  # what must always be answered, and what counts as a session
-_CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag"
+_UNCOUNTED = ("/healthz", "/readyz", "/ssh")  # what must always be answered, and what counts as a session
+_CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag, X-Recording"
 _CORS_PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD",
     "Access-Control-Allow-Headers": "Authorization, If-Modified-Since, If-None-Match, If-Range, Range",
