@@ -22,6 +22,7 @@ from tests.test_pages import SCREEN_TEXT, TERMINAL, Relay, open_terminal, phase,
 
 PLATFORM_URL = 'https://platform.example/terminals?a="1"&b=2'
 VIEWPORT_TOP = f"{TERMINAL}.buffer.active.viewportY"
+THREE_FRAMES = "new Promise((done) => [1, 2, 3].reduce((next) => () => requestAnimationFrame(next), done)())"
 CATCH_TYPED = f"window.typed = ''; {TERMINAL}.onData((data) => {{ window.typed += data; }})"
 
 
@@ -117,6 +118,7 @@ def test_a_dragged_finger_takes_the_lines_with_it(server: RunningServer, phone: 
     lines = int(200 / line_height(phone))
     finger = Finger(phone).down(150, 250).move(150, 450).rest()
     finger.up()
+    phone.evaluate(THREE_FRAMES)
     assert phone.evaluate(VIEWPORT_TOP) == bottom - lines
     finger.down(150, 450).move(150, 250).rest().up()
     assert phone.evaluate(VIEWPORT_TOP) == bottom
@@ -125,14 +127,14 @@ def test_a_dragged_finger_takes_the_lines_with_it(server: RunningServer, phone: 
 def test_a_flick_glides_on_until_a_finger_stops_it(server: RunningServer, phone: Page) -> None:
     bottom = open_long_output(phone, server)
     lines = int(200 / line_height(phone))
+    phone.evaluate("document.activeElement.blur()")
     Finger(phone).down(150, 250).move(150, 450, steps=5).up()
     until(phone, f"{VIEWPORT_TOP} < {bottom - lines - 5}")
-    focus = phone.evaluate("document.activeElement.className")
     Finger(phone).down(150, 300).up()
     stopped = phone.evaluate(VIEWPORT_TOP)
-    phone.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    phone.evaluate(THREE_FRAMES)
     assert phone.evaluate(VIEWPORT_TOP) == stopped > 0
-    assert phone.evaluate("document.activeElement.className") == focus
+    assert phone.evaluate("document.activeElement === document.body")  # the keyboard stays down
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,10 @@ def test_a_long_press_selects_a_word_and_copy_copies_it(server: RunningServer, p
     x, y = cell_position(phone, "one-1")
     copy = phone.get_by_role("button", name="Copy", exact=True)
     expect(copy).to_be_hidden()
+    menu = "dispatchEvent(new MouseEvent('contextmenu', { bubbles: true, cancelable: true }))"
+    assert phone.evaluate(f"document.querySelector('.xterm-screen').{menu}")
     finger = Finger(phone).down(x, y)
+    assert not phone.evaluate(f"document.querySelector('.xterm-screen').{menu}")  # no menu under the finger
     until(phone, f"{TERMINAL}.getSelection() === 'one-1'")
     finger.up()
     copy.tap()
@@ -207,12 +212,21 @@ def test_copy_says_how_to_select_when_nothing_is(server: RunningServer, phone: P
     expect(phone.locator("#toast")).to_contain_text("Press long")
 
 
+def key_position(page: Page, name: str) -> tuple[float, float]:
+    """A place on a key of the key bar, near its left edge."""
+    box = page.get_by_role("button", name=name, exact=True).bounding_box()
+    assert box is not None
+    return box["x"] + 5, box["y"] + 10
+
+
 def test_a_held_arrow_key_repeats_and_a_tapped_one_does_not(server: RunningServer, phone: Page) -> None:
     open_terminal(phone, server.terminal_url())
     phone.evaluate(CATCH_TYPED)
-    box = phone.get_by_role("button", name="Left", exact=True).bounding_box()
-    assert box is not None
-    finger = Finger(phone).down(box["x"] + 10, box["y"] + 10)
+    x, y = key_position(phone, "Left")
+    finger = Finger(phone).down(x, y)
+    until(phone, "window.typed.length >= 12")
+    finger.move(x + 30, y)
+    phone.evaluate("window.typed = ''")
     until(phone, "window.typed.length >= 12")
     finger.up()
     phone.evaluate("window.typed = ''")
@@ -220,6 +234,31 @@ def test_a_held_arrow_key_repeats_and_a_tapped_one_does_not(server: RunningServe
     phone.get_by_role("button", name="Esc", exact=True).tap()
     until(phone, "window.typed.length >= 4")
     assert phone.evaluate("typed") == "\x1b[C\x1b"
+
+
+def test_the_click_at_the_end_of_a_hold_presses_nothing(server: RunningServer, phone: Page) -> None:
+    open_terminal(phone, server.terminal_url())
+    phone.evaluate(CATCH_TYPED)
+    phone.evaluate("window.addEventListener('pointerup', () => { window.typed = ''; })")
+    phone.mouse.move(*key_position(phone, "Left"))
+    phone.mouse.down()
+    until(phone, "window.typed.length >= 12")
+    phone.evaluate("window.addEventListener('click', () => { window.clicked = true; })")
+    phone.mouse.up()
+    until(phone, "window.clicked")
+    assert phone.evaluate("typed") == ""
+
+
+def test_a_key_that_is_held_when_the_session_ends_stops(server: RunningServer, phone: Page) -> None:
+    three_keys = ["sh", "-c", "stty raw -echo; head -c 9 > /dev/null"]
+    open_terminal(phone, server.terminal_url(command=three_keys))
+    Finger(phone).down(*key_position(phone, "Left"))
+    phase(phone, "ended")
+    phone.get_by_role("button", name="Reconnect").evaluate("(button) => button.click()")
+    phase(phone, "connected")
+    phone.evaluate(CATCH_TYPED)
+    phone.evaluate("new Promise((done) => setTimeout(done, 200))")  # in which a repeating key would type thrice
+    assert phone.evaluate("typed") == ""
 
 
 # ---- Links ----
