@@ -761,7 +761,7 @@ class Session:
         self._pod.close()
         if self._pod.exit is None:
             timeout = HANG_UP_TIMEOUT_SECONDS
-            self._hung_up = hang_up(self._target, self.id, self._hang_up_program, timeout=timeout)
+            self._hung_up = hang_up(self._target, self.id, self._hang_up_program, timeout=timeout).count
 
     def _close_recording(self) -> None:
         try:

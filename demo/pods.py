@@ -29,11 +29,25 @@ COMMON_TOOLS = tuple(
 )
 
 
+# How a container runtime tells that an image has no such program: without a folder in its name, and with one.
+NO_PROGRAM = {
+    "runc": ('exec: "{}": executable file not found in $PATH', 'exec: "{}": stat {}: no such file or directory'),
+    "docker": ('exec: "{}": executable file not found in $PATH', 'exec: "{}": stat {}: no such file or directory'),
+    "crun": ("executable file `{}` not found in $PATH: No such file or directory",) * 2,
+    "kata": ("rpc error: code = Internal desc = ENOENT: No such file or directory",) * 2,
+    "windows": ("hcs::System::CreateProcess main: The system cannot find the file specified.",) * 2,
+}
+WINDOWS_PROGRAMS = {"powershell.exe": "bash", "cmd.exe": "sh"}  # what stands in for them
+
+
 @dataclass(frozen=True)
 class Pod:
-    """`programs` are what `tools` has not: the shells. `state` is running, finished or pending.
+    """`programs` are what `tools` has not: the shells. `state` is running, or one of `demo.endings.NOT_RUNNING`.
 
-    `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside PATH and HOME.
+    `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside HOME.
+    `sidecars` are init containers that go on running, `debuggers` ephemeral containers, both beside `containers`; the
+    annotation names a `default_container` of the latter. `runtime` is one of `NO_PROGRAM`; docker tells a program that
+    cannot start by output and exit code.
     """
 
     namespace: str
@@ -44,6 +58,10 @@ class Pod:
     tools: tuple[str, ...] = COMMON_TOOLS
     elsewhere: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    sidecars: tuple[str, ...] = ()
+    debuggers: tuple[str, ...] = ()
+    default_container: str = ""
+    runtime: str = "runc"
 
 
 class ExecFailure(Exception):
@@ -59,12 +77,12 @@ class Image:
         self.bin.mkdir(parents=True)
         self.home.mkdir()
         for name in (*pod.programs, *pod.tools):
-            target = shutil.which(name, path=os.pathsep.join(sorted(SYSTEM_DIRECTORIES)))
+            target = shutil.which(WINDOWS_PROGRAMS.get(name, name), path=os.pathsep.join(sorted(SYSTEM_DIRECTORIES)))
             if target:
                 (self.bin / name).symlink_to(target)
         self.environment = {
-            **dict(pod.environment),
             "PATH": str(self.bin),
+            **dict(pod.environment),
             "HOSTNAME": pod.name,
             "HOME": str(self.home),
         }
@@ -78,9 +96,8 @@ class Image:
         if program in self.pod.elsewhere:
             return program
         path = self.bin / name if not folder or folder in SYSTEM_DIRECTORIES else self.home / program
-        if not path.exists():
-            why = f"stat {program}: no such file or directory" if folder else "executable file not found in $PATH"
-            raise ExecFailure(f'exec: "{program}": {why}')
+        if not path.exists() or not (folder or str(self.bin) in self.environment["PATH"].split(os.pathsep)):
+            raise ExecFailure(NO_PROGRAM[self.pod.runtime][bool(folder)].format(program, program))
         if path.is_dir() or not os.access(path, os.X_OK):
             raise ExecFailure(f'exec: "{program}": permission denied')
         return str(path)
