@@ -633,6 +633,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 COLS_LIMIT, ROWS_LIMIT = 1000, 500  # asciinema-player in Chromium plays it with a colour of its own for each cell
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
+LEAVE_SECONDS = 1.0  # for a shell to go when it is left
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
 WHY_TIMEOUT_SECONDS = 2.0
@@ -850,14 +851,14 @@ class Session:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
         auth = self._auth
-        self._target = target
         shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
-        pod, self._hang_up_program = shell.pod, shell.program
+        self._auth = dataclasses.replace(auth, container_name=shell.target.container)
+        pod, self._target, self._hang_up_program = shell.pod, shell.target, shell.program
         with self._lock:
             self._pod = pod
             stopped = self._end is not None
         if stopped:  # while the pod was being opened, when stop() could not reach it
-            pod.abort()
+            pod.wake()
         return pod
 
     def _relay_output(self, pod: PodExec, recorder: Recorder, browser: BrowserSocket) -> None:
@@ -920,7 +921,16 @@ class Session:
             steps.callback(self._logout, end)
             steps.callback(self._close_recording)
             steps.callback(self._close_pod)
+            steps.callback(self._close_browser, end)
+            steps.callback(self._leave_pod)
             steps.callback(self._say_goodbye, end)
+
+    def _leave_pod(self) -> None:
+        """Let the shell go over the stream that is still open, and drop it: what is blocked in a write wakes."""
+        if self._pod is not None:
+            if self._pod.exit is None and self._hang_up_program and not self._auth.command:
+                self._pod.leave(LEAVE_SECONDS)
+            self._pod.abort()
 
     def _close_pod(self) -> None:
         if self._pod is not None:
@@ -951,7 +961,10 @@ class Session:
                 self._browser.send(notice)
             reusable = self._token_opens_another()
             self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code, reusable=reusable)
-        self._browser.finish(end.close_code, end.reason)
+
+    def _close_browser(self, end: End) -> None:
+        if self._browser is not None:
+            self._browser.finish(end.close_code, end.reason)
 
     def _token_opens_another(self) -> bool:
         """Whether the session's token can be used again at this moment."""
@@ -984,14 +997,13 @@ class Session:
             exit=info.exit_code,
             reason=info.reason,
         )
-        left = self._hang_up_program and self._pod is not None and self._pod.exit is None
-        self._keeper.ended(info, self._hang_up if left else None)
+        self._keeper.ended(info, self._hang_up if self._hang_up_program and end.exit_code is None else None)
 
     def _hang_up(self) -> tuple[int | None, bool]:
-        """End what a session without an exit status left in the pod. A thread of the keeper's."""
+        """End what a session that did not end by itself left in the pod. A thread of the keeper's."""
         assert self._target is not None  # noqa: S101
-        count = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
-        return count, count is None
+        told = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
+        return told.count, told.again
 
     def _log_fields(self) -> dict[str, object]:
         return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
@@ -1054,10 +1066,10 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: every thread in ``pod.read`` and ``pod.write`` (the pod's connection is dropped); waits for input, for
-        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s),
-        asking why it was lost (5 s), hooks (5 s a call to the platform), sending to the browser (30 s;
-        abort() wakes it).
+        Wakes: the output thread in ``pod.read``, which then drops the pod's connection and with it wakes every thread
+        in ``pod.write``; waits for input, for room and for the end of a pause (BrowserInput.close). Not woken, but
+        limited: opening the pod (15 s), letting the shell go (1 s), asking why it was lost (5 s), hooks (5 s a call to
+        the platform), sending to the browser (30 s; abort() wakes it).
         """
         with self._lock:
             if self._end is not None:
@@ -1066,7 +1078,7 @@ class Session:
             pod = self._pod
         self._input.close()
         if pod is not None:
-            pod.abort()
+            pod.wake()
         return end
 
     def abort(self) -> None:
@@ -1193,12 +1205,11 @@ class Chores:
         except (OSError, ValueError, LookupError, ExecError) as exc:
             log_event("error", session=info.session_id, error=f"cannot be hung up: {type(exc).__name__}: {exc}")
             return None, False
-        count = None
         for program in SHELLS:  # which one it was died with the server
-            count = hang_up(target, info.session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
-            if count is not None:
-                break
-        return count, False
+            told = hang_up(target, info.session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
+            if told.count is not None or told.again:
+                return told.count, told.again
+        return None, False
 
 
 class SessionRegistry:

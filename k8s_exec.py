@@ -32,7 +32,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
@@ -44,6 +44,7 @@ __all__ = [
     "ExecError",
     "ExecRefused",
     "ExitStatus",
+    "HangUp",
     "KubeconfigError",
     "PodExec",
     "PodLost",
@@ -996,19 +997,27 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 # Control characters, line and direction marks, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_CHARACTERS = 500
-_CHOOSE_ONE_OF = re.compile(r"choose one of: \[([^\[\]]*)\]")
+_CHOOSE_ONE_OF = "choose one of: ["
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+_EXIT_CODE = re.compile(r"-?[0-9]{1,10}")
+_EXIT_CODES = range(-(1 << 31), 1 << 32)  # Windows has 32 bits, which some read as signed
+# What container runtimes say of a program that the image has not; group 1 or 2 is its name where they tell it.
 _NO_PROGRAM = re.compile(
-    r"""exec: \\?"([^"\\]*)\\?": (executable file not found|permission denied|no such file|stat |is a directory)"""
+    r"""exec: \\?"([^"\\]*)\\?": (?:executable file not found|no such file|stat |is a directory)"""
+    r"""|executable file `([^`]*)` not found|ENOENT: No such file|The system cannot find the file specified"""
 )
+_NOT_ALLOWED = re.compile(r"""exec: \\?"([^"\\]*)\\?": permission denied""")
 
-# Programs that can run the scripts below, in the order in which they are tried.
-SHELLS = ("sh", "bash", "/usr/bin/bash", "/busybox/sh")
+# Programs that can run the scripts below, in the order in which they are tried. PATH may lack /bin.
+SHELLS = ("sh", "bash", "/bin/sh", "/bin/bash", "/bin/ash", "/usr/bin/bash", "/busybox/sh")
+WINDOWS_SHELLS = ("powershell.exe", "cmd.exe")
 
 # $0 session id, $1 folder, $2 the shell that runs this, $3 columns, $4 rows, then the command if there is one. The
-# size is set here, since the message that tells it may come after the first prompt; without stty it must do. The
-# variable tells the hang-up which processes are the session's: its second half is the process id of the shell, and
-# so their session's.
+# first line is never shown: it says that the script runs, whatever comes after. The size is set here, since the
+# message that tells it may come after the first prompt; without stty it must do. The variable tells the hang-up which
+# processes are the session's: its second half is the process id of the shell, and so their session's.
 _START = """
+echo "$0"
 TERM=xterm-256color JUMPSERVER_SESSION=$0:$$
 export TERM JUMPSERVER_SESSION
 [ -n "$LC_ALL$LC_CTYPE$LANG" ] || export LANG=C.UTF-8
@@ -1021,31 +1030,39 @@ for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && exec "$shell
 exec "$fallback"
 """
 
-# $0 session id. Does what a terminal does that goes away: HUP to all processes of the session, and CONT so that
-# stopped ones notice. What was started with nohup ignores it, what was started with setsid is of another session.
+# $0 session id, $1 the shell that runs this. Does what a terminal does that goes away: HUP to all processes of the
+# session, and CONT so that stopped ones notice. What was started with nohup ignores it, what was started with setsid is
+# of another session. A process that has the variable and is of the session that it names proves that nobody else has
+# that number by now. The node may have thousands of processes (hostPID), so none of them costs a fork. Says nothing
+# where /proc does not show at least this script itself.
 _HANG_UP = """
-command -v tr >/dev/null 2>&1 && command -v grep >/dev/null 2>&1 || exit 1
-alive() {
-    read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
-    case "${stat##*) }" in Z*) return 1;; esac
-}
-found=
+case $1 in */*) PATH=$PATH:${1%/*};; esac
+ulimit -t 5
+read -r pid rest </proc/self/stat && [ "$pid" = $$ ] && grep -qs . /proc/$$/environ || exit 1
 shell=
-for folder in /proc/[0-9]*; do
-    tag=$(tr '\\000' '\\n' <"$folder/environ" 2>/dev/null | grep "^JUMPSERVER_SESSION=$0:") || continue
-    alive "${folder#/proc/}" || continue
-    set -- ${stat##*) }
-    shell=${tag##*:}
-    [ "$4" = "$shell" ] && found="$found ${folder#/proc/}"
-done
 count=0
-for pid in $found; do kill -HUP "$pid" 2>/dev/null && count=$((count + 1)); kill -CONT "$pid" 2>/dev/null; done
-case "$found " in *" $shell "*)
-    for try in 1 2 3 4 5; do alive "$shell" || break; sleep 0.2 2>/dev/null || sleep 1; done
-    alive "$shell" && kill -KILL "$shell" 2>/dev/null
-esac
+for tag in $(grep -aHos "JUMPSERVER_SESSION=$0:[0-9]*" /proc/[0-9]*/environ); do
+    pid=${tag#/proc/}
+    read -r stat <"/proc/${pid%%/*}/stat" || continue
+    set -- ${stat##*) }
+    [ "$4" != "${tag##*:}" ] || shell=$4
+done
+if [ -n "$shell" ]; then
+    for stat in $(grep -ls ") [^XZ] [0-9]* [0-9]* $shell " /proc/[0-9]*/stat); do
+        pid=${stat#/proc/}
+        kill -HUP "${pid%/*}" && count=$((count + 1))
+        kill -CONT "${pid%/*}"
+    done
+    for pause in 0.05 0.15 0.3 0.5; do
+        grep -qs ") [^XZ] [0-9]* [0-9]* $shell " "/proc/$shell/stat" || shell=
+        [ -n "$shell" ] || break
+        sleep $pause || sleep 1
+    done
+    [ -z "$shell" ] || kill -KILL "$shell"
+fi
 echo "hung up $count"
 """
+_HUNG_UP = re.compile(rb"hung up ([0-9]{1,7})")  # the script's last line
 
 
 @dataclass(frozen=True)
@@ -1055,6 +1072,9 @@ class ExitStatus:
     code: int | None
     message: str = ""
     not_found: bool = False  # the image has no such program
+
+
+_NOT_UNDERSTOOD = ExitStatus(None, "the cluster reported an end that is not understood")
 
 
 @dataclass(frozen=True)
@@ -1079,11 +1099,19 @@ class Target:
 
 
 def exec_path(target: Target, command: Sequence[str], *, tty: bool = True) -> str:
-    """The request target of an exec. Output without a terminal is that of stdout alone."""
+    """The request target of an exec. Output without a terminal is that of stdout alone.
+
+    Raises ExecRefused for NUL and for halves of surrogate pairs.
+    """
     query = [("container", target.container)] if target.container else []
     query += [("stdin", "true"), ("stdout", "true"), *([("tty", "true")] if tty else [])]
     query += [("command", argument) for argument in command]
-    return f"{target.path}/exec?{urllib.parse.urlencode(query)}"
+    try:
+        if "\0" in "".join(command):
+            raise ValueError("no argument of a program can hold it")
+        return f"{target.path}/exec?{urllib.parse.urlencode(query)}"
+    except ValueError:
+        raise ExecRefused(400, "the command or its directory holds a character that no program can be given") from None
 
 
 def encode_stdin(data: bytes) -> bytes:
@@ -1107,40 +1135,60 @@ def decode_status(data: bytes | bytearray) -> ExitStatus:
             return ExitStatus(0)
         if status.get("reason") == "NonZeroExitCode":
             causes = status["details"]["causes"]
-            return ExitStatus(next(int(cause["message"]) for cause in causes if cause["reason"] == "ExitCode"))
+            text = next(cause["message"] for cause in causes if cause["reason"] == "ExitCode")
+            if not _EXIT_CODE.fullmatch(text) or int(text) not in _EXIT_CODES:
+                return _NOT_UNDERSTOOD
+            return ExitStatus(int(text))
         return failed_start(str(status.get("message", "")))
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
-        return ExitStatus(None, "the cluster reported an end that is not understood")
+        return _NOT_UNDERSTOOD
 
 
 def failed_start(message: str) -> ExitStatus:
     """What a container runtime's message says of a program that it could not start."""
     match = _NO_PROGRAM.search(message)
-    if not match:
-        return ExitStatus(None, f"the cluster could not start the program: {printable(message)}")
-    program = printable(match[1])
-    if match[2] == "permission denied":
-        return ExitStatus(None, f"the container may not run the program {program!r}: permission denied")
-    return ExitStatus(None, f"the container has no program {program!r}", not_found=True)
+    if match:
+        name = printable(match[1] or match[2] or "")
+        which = f"program {name!r}" if name else "program by that name"
+        return ExitStatus(None, f"the container has no {which}", not_found=True)
+    match = _NOT_ALLOWED.search(message)
+    if match:
+        return ExitStatus(None, f"the container may not run the program {printable(match[1])!r}: permission denied")
+    return ExitStatus(None, f"the cluster could not start the program: {printable(message) or 'no reason given'}")
 
 
 def explain_refusal(status: int, body: bytes) -> str:
     """A sentence for an exec request that was answered with an HTTP error instead of 101."""
-    message = _status_message(body)
-    choice = _CHOOSE_ONE_OF.search(message)
-    if choice:
-        return f"the pod has several containers, choose one of: {printable(choice[1])}"
+    told = _status_object(body)
+    message = _shown(body) if told is None else printable(str(told.get("message") or ""))
+    if "container not found" in message:
+        return f"the container is not running: {message}"
+    gateway = explain_gateway(status, body)
+    if gateway:
+        return gateway
+    _, found, names = message.partition(_CHOOSE_ONE_OF)
+    if found:
+        return f"the pod has several containers, choose one of: {names.partition(']')[0]}"
     if status == 401:
         return "the cluster does not accept the credentials of this kubeconfig"
+    if status == 403 and message.endswith("forbidden:"):
+        return f"the cluster forbids it: {message} the user needs get and create on pods/exec"
     if status == 403:
-        return f"the cluster forbids it: {printable(message) or 'it gave no reason (is exec over WebSocket allowed?)'}"
+        return f"the cluster forbids it: {message or 'it gave no reason (is exec over WebSocket allowed?)'}"
     if status == 404:
-        return f"the cluster does not know it: {printable(message) or 'not found'}"
-    if "container not found" in message:
-        return f"the container is not running: {printable(message)}"
+        return f"the cluster does not know it: {message or 'not found'}"
     if "is not valid for pod" in message:
-        return f"the pod has no such container: {printable(message)}"
-    return f"the cluster refused with HTTP status {status}: {printable(message) or 'no reason given'}"
+        return f"the pod has no such container: {message}"
+    return f"the cluster refused with HTTP status {status}: {message or 'no reason given'}"
+
+
+def explain_gateway(status: int, body: bytes) -> str:
+    """A sentence for an answer of something before the API server, which alone sends Status objects; else ""."""
+    text = _shown(body)
+    if _status_object(body) is not None or not (status in (401, 404, 502, 503, 504) or text.startswith("<")):
+        return ""
+    more = "" if text.startswith("<") or not text else f": {text}"
+    return f"a gateway before the cluster refused with HTTP status {status}{more}"
 
 
 def printable(text: str) -> str:
@@ -1148,20 +1196,24 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(" ", text[:_MESSAGE_CHARACTERS]).strip()
 
 
-def _status_message(body: bytes) -> str:
-    text = body.decode("utf-8", "replace")
+def _shown(body: bytes) -> str:
+    return printable(body[:_MESSAGE_CHARACTERS].decode("utf-8", "replace"))
+
+
+def _status_object(body: bytes) -> dict[str, Any] | None:
+    """The Kubernetes Status object that an answer is; None for what is none."""
     try:
-        status = json.loads(text)
+        status = json.loads(body)
     except (ValueError, RecursionError):
-        return text
-    return str(status.get("message", "")) if isinstance(status, dict) else ""
+        return None
+    return status if isinstance(status, dict) and status.get("kind") == "Status" else None
 
 
 # -- WebSocket frames (RFC 6455, section 5.2) ----------------------------------------------------------------------
 
-_CONTINUATION, _BINARY, _CLOSE, _PING = 0x0, 0x2, 0x8, 0x9
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING = 0x0, 0x1, 0x2, 0x8, 0x9
 _FIN = 0x80
-FRAME_LIMIT_BYTES = 1 << 20  # the largest frame accepted; a kubelet sends at most 32 KiB
+FRAME_LIMIT_BYTES = 1 << 20  # the largest frame or message accepted; a kubelet sends at most 32 KiB
 
 
 def parse_frame(buffer: bytearray, start: int) -> tuple[int, int, int] | None:
@@ -1239,17 +1291,18 @@ class TlsStream:
         self._handshake_bytes = 0
         self.buffer = bytearray()  # received and not yet taken; reader thread only
 
-    def fill(self, timeout: float | None) -> bool:
+    def fill(self, timeout: float | None, waker: socket.socket | None = None) -> bool:
         """Append to ``buffer`` what has arrived; wait up to ``timeout`` seconds for it. Reader thread only.
 
-        Returns False when nothing came in time. Raises EOFError at the end, OSError when the connection broke.
+        Returns False when nothing came in time, or ``waker`` can be read. Raises EOFError at the end, OSError when the
+        connection broke.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             wanted = self._receive()
             if not wanted:
                 return True
-            if not self._wait(wanted, deadline):
+            if not self._wait(wanted, deadline, waker):
                 return False
 
     def _receive(self) -> int:
@@ -1315,11 +1368,13 @@ class TlsStream:
         """Whether a small frame can be sent without blocking."""
         return self._wait(select.POLLOUT, time.monotonic())
 
-    def _wait(self, event: int, deadline: float | None) -> bool:
-        poller = select.poll()
-        poller.register(self._tls.fileno(), event)
+    def _wait(self, event: int, deadline: float | None, waker: socket.socket | None = None) -> bool:
+        poller, fd = select.poll(), self._tls.fileno()
+        poller.register(fd, event)
+        if waker is not None:
+            poller.register(waker, select.POLLIN)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        return bool(poller.poll(remaining))
+        return any(ready == fd for ready, _ in poller.poll(remaining))
 
     def gettimeout(self) -> float | None:
         return None
@@ -1945,6 +2000,14 @@ def _tls_fault(exc: Exception) -> str:
 # -- exec ------------------------------------------------------------------------------------------------------------
 
 KEEP_ALIVE_SECONDS = 25.0
+_NEVER_RAN = (126, 127, 128)  # how runtimes that cannot say it otherwise end a program that did not start
+_MARK_LIMIT_BYTES = 1 << 16
+# Ctrl-Z first: what runs in the foreground stops, and has HUP from the kernel when its shell has gone (no Ctrl-C, which
+# would end what nohup protects). Then, at the prompt, Ctrl-E and Ctrl-U for a half-typed line, and Ctrl-D, which is
+# wanted twice where jobs are stopped, and more often for shells in shells. Escape is for an editor's insert mode; by
+# then no shell has anything on its line.
+_LEAVING_KEYS = (b"\x1a", *[b"\x05\x15\x04"] * 8, b"\x1b\x1a", *[b"\x05\x15\x04"] * 50)
+_TYPING_SECONDS = 0.04  # between two of them
 
 
 class _NoCookies:
@@ -1963,7 +2026,7 @@ websocket._handshake.CookieJar = _NoCookies()  # type: ignore[assignment]
 class PodExec:
     """A program with a terminal in a container.
 
-    One thread reads; any thread writes, resizes or aborts. ``exit`` is set when ``read`` has returned ``b""``.
+    One thread reads; any thread writes, resizes, wakes or aborts. ``exit`` is set when ``read`` has returned ``b""``.
     """
 
     def __init__(self, stream: TlsStream, sock: websocket.WebSocket) -> None:
@@ -1973,6 +2036,9 @@ class PodExec:
         self._last_sent = time.monotonic()
         self._aborted = False
         self._early = b""  # printed before the first read
+        self._fragments: bytearray | None = None  # of a message that is not whole yet
+        self._woken = False
+        self._waker, self._alarm = socket.socketpair()
         self.exit: ExitStatus | None = None
 
     @classmethod
@@ -1993,17 +2059,30 @@ class PodExec:
         shown = credential(user, deadline, not_before=begun)  # the plugin's answer was revoked before its time
         return cls(*_upgrade(target.cluster, shown, path, deadline))
 
-    def started(self, timeout: float) -> bool:
-        """Wait until the program printed something or ended, ``timeout`` seconds at most. Reader thread, before read.
+    def started(self, mark: bytes, timeout: float) -> ExitStatus | None:
+        """Wait until the program runs; returns None then, else how it ended instead. Reader thread, before read.
 
-        False when the image has no such program. Raises PodLost.
+        With a ``mark`` it runs once it has printed that line, which ``read`` leaves out; PodLost when it has not in
+        ``timeout`` seconds. Without one it runs once it has printed something, or been silent for so long.
         """
         deadline = time.monotonic() + timeout
-        self._early = self._take_output()
-        while not self._early and self.exit is None and not self._aborted and time.monotonic() < deadline:
+        while True:
+            self._early += self._take_output()
+            before, found, after = self._early.partition(mark or b"\n")
+            if mark and found and b"\n" in after:
+                self._early = before + after.partition(b"\n")[2]
+                return None
+            if self.exit is not None and self.exit.code is None:
+                return self.exit
+            if self.exit is not None and mark and self.exit.code in _NEVER_RAN:  # the output is the runtime's own
+                return replace(failed_start(self._early.decode("utf-8", "replace")), code=self.exit.code)
+            if self.exit is not None or self._aborted or len(self._early) > (_MARK_LIMIT_BYTES if mark else 0):
+                return None
+            if time.monotonic() >= deadline:
+                if mark:
+                    raise PodLost("the shell in the container did not start in time")
+                return None
             self._receive(max(0.0, deadline - time.monotonic()))
-            self._early = self._take_output()
-        return self.exit is None or not self.exit.not_found
 
     def read(self) -> bytes:
         """Block for output; all that has already arrived is joined. ``b""`` at the end. Reader thread only.
@@ -2011,17 +2090,47 @@ class PodExec:
         Raises PodLost when the connection ended without an exit status.
         """
         output, self._early = self._early, b""
-        while True:
+        while not self._woken:
             output = output or self._take_output()
             if output or self.exit is not None or self._aborted:
                 return output
             self.keep_alive()
             self._receive(KEEP_ALIVE_SECONDS)
+        return b""
+
+    def wake(self) -> None:
+        """Make read return ``b""`` from now on, with the connection still open for leave. Any thread; does not block.
+
+        A write that is blocked stays so until abort.
+        """
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._alarm.send(b"!")
+
+    def leave(self, timeout: float) -> bool:
+        """Type what makes a shell go, with what runs in its foreground. Reader thread, once read has returned.
+
+        For where a hang-up is not allowed any more. Discards output. Returns whether the shell has ended in
+        ``timeout`` seconds; not all programs can be left so, and jobs in the background stay.
+        """
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(PodLost):
+            self._take_output()
+            for keys in _LEAVING_KEYS:
+                if self.exit is not None or not self.ready() or time.monotonic() >= deadline:
+                    break
+                self._send_if_idle(encode_stdin(keys), websocket.ABNF.OPCODE_BINARY)
+                until = min(deadline, time.monotonic() + _TYPING_SECONDS)
+                while self.exit is None and time.monotonic() < until:
+                    self._receive(until - time.monotonic())
+                    self._take_output()
+        return self.exit is not None
 
     def _receive(self, timeout: float) -> None:
-        """Wait for something to arrive. Raises PodLost at the end, unless it is our own doing."""
+        """Wait for something to arrive, or for wake. Raises PodLost at the end, unless it is our own doing."""
         try:
-            self._stream.fill(timeout)
+            self._stream.fill(timeout, None if self._woken else self._waker)
         except (EOFError, OSError, ValueError) as exc:
             if not self._aborted:
                 why = f": {_tls_fault(exc)}" if _alert(exc) else ""
@@ -2048,15 +2157,30 @@ class PodExec:
                 opcode = first & 0x0F
                 if opcode == _CLOSE:
                     raise PodLost("the cluster closed the connection without an exit status")
-                if opcode in (_CONTINUATION, _BINARY) and not first & _FIN:
-                    raise PodLost("the cluster sent a fragmented message, which the exec protocol does not use")
-                if opcode == _BINARY and start < end:
-                    self._take_message(buffer[start], buffer[start + 1 : end], output)
+                if first == _FIN | _BINARY and self._fragments is None:
+                    if start < end:
+                        self._take_message(buffer[start], buffer[start + 1 : end], output)
+                elif opcode in (_CONTINUATION, _TEXT, _BINARY):
+                    self._take_fragment(first, buffer[start:end], output)
                 elif opcode == _PING:
                     self._send_if_idle(bytes(buffer[start:end]), websocket.ABNF.OPCODE_PONG)
                 position = end
         finally:
             del buffer[:position]
+
+    def _take_fragment(self, first: int, data: bytearray, output: list[bytearray]) -> None:
+        """RFC 6455, section 5.4. Text is not of this protocol, and ignored as an unknown channel is."""
+        if (first & 0x0F == _CONTINUATION) == (self._fragments is None):
+            raise PodLost("the cluster sent the fragments of a message out of order")
+        if self._fragments is None:
+            self._fragments = bytearray() if first & 0x0F == _BINARY else bytearray(b"\xff")
+        if len(self._fragments) + len(data) > FRAME_LIMIT_BYTES:
+            raise PodLost("the cluster sent a message over the limit of 1 MiB")
+        self._fragments += data
+        if first & _FIN:
+            message, self._fragments = self._fragments, None
+            if message:
+                self._take_message(message[0], message[1:], output)
 
     def _take_message(self, channel: int, data: bytearray, output: list[bytearray]) -> None:
         if channel in (STDOUT, STDERR):
@@ -2114,6 +2238,8 @@ class PodExec:
         """Drop the connection and free it, when no thread is inside any more."""
         self._aborted = True
         self._stream.close()
+        self._waker.close()
+        self._alarm.close()
 
 
 def _upgrade(cluster: Cluster, shown: Credential, path: str, deadline: float) -> tuple[TlsStream, websocket.WebSocket]:
@@ -2145,7 +2271,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
         for line in shown.headers:
             if line.startswith("Authorization: "):
                 body = body.replace(line.split(" ", 2)[2].encode(), b"[hidden]")
-        raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
+        raise ExecRefused(min(exc.status_code, 999), explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
         raise PodLost("the cluster did not answer the exec request in time") from None  # the program may run
     except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError) as exc:
@@ -2163,16 +2289,27 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
 _ASK_AGAIN_SECONDS = 0.4
 _ANSWER_SECONDS = 3.0  # for one question after a pod
 _UNSURE_SECONDS = 5.0  # for ending a shell of which only the start was heard
-_HUNG_UP = re.compile(rb"hung up ([0-9]+)")  # what the script says at its end
-_START_SECONDS = 2.0  # a shell that has printed nothing for so long is a silent one
+_SILENT_SECONDS = 2.0  # a program without the start script that has printed nothing for so long is a silent one
 
 
 @dataclass(frozen=True)
 class Shell:
-    """A shell that runs in a container, and the program there that can hang it up (empty: there is none)."""
+    """A shell that runs in a container, and the program there that can hang it up (empty: there is none).
+
+    ``target`` names the container that was chosen.
+    """
 
     pod: PodExec
     program: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """How many processes were told, None when it could not be checked; ``again``: another try later may do it."""
+
+    count: int | None
+    again: bool = False
 
 
 def open_shell(
@@ -2180,33 +2317,66 @@ def open_shell(
 ) -> Shell:
     """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
 
-    The terminal has its ``size`` (columns, rows) before the first prompt. Blocks for ``timeout`` seconds at most, and
-    2 s for a silent shell. Raises ExecError with a sentence.
+    The terminal has its ``size`` (columns, rows) before the first prompt. Where several containers could be meant, the
+    pod's annotation chooses, as for kubectl. Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and
+    3 s for asking about a pod that is not running. Raises ExecError with a sentence.
     """
     deadline = time.monotonic() + timeout
+    try:
+        return _open_best(target, session_id, command, directory, size, deadline)
+    except ExecRefused as exc:
+        if exc.status == 500 and "is not running" in str(exc):
+            why = explain_not_running(_ask_pod(target)[1], target.container)
+            raise ExecRefused(500, f"the container is not running: {why}") if why else exc from None
+        container = default_container(_ask_pod(target)[1]) if exc.status == 400 and not target.container else ""
+        if not container:
+            raise
+    return _open_best(replace(target, container=container), session_id, command, directory, size, deadline)
+
+
+def _open_best(
+    target: Target, session_id: str, command: Sequence[str], directory: str, size: tuple[int, int], deadline: float
+) -> Shell:
+    """Try one program after the other. What happened decides, since each runtime has its own words for it."""
+    failures: list[ExitStatus] = []
     for program in SHELLS:
         script = [program, "-c", _START, session_id, directory, program, *map(str, size), *command]
         try:
-            pod = _try_program(target, script, size, deadline)
+            pod = _try_program(target, script, size, deadline, session_id.encode(), failures)
         except PodLost:  # it may run all the same
             hang_up(target, session_id, program, timeout=_UNSURE_SECONDS)
             raise
         if pod is not None:
-            return Shell(pod, program)
-    pod = _try_program(target, command, size, deadline) if command and not directory else None
-    if pod is None:
-        tried = ", ".join(SHELLS) if not command else command[0]
-        raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {tried})")
-    return Shell(pod, "")
+            return Shell(pod, program, target)
+    bare = [command] if command else [[name] for name in WINDOWS_SHELLS if all(end.code is None for end in failures)]
+    for words in bare if not directory else ():
+        pod = _try_program(target, words, size, deadline, b"", failures)
+        if pod is not None:
+            return Shell(pod, "", target)
+    for failure in failures:
+        if not failure.not_found:
+            raise ExecRefused(0, failure.message)
+    tried = printable(command[0]) if command else ", ".join((*SHELLS, *(words[0] for words in bare)))
+    raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {tried})")
 
 
-def _try_program(target: Target, command: Sequence[str], size: tuple[int, int], deadline: float) -> PodExec | None:
+def _try_program(
+    target: Target,
+    command: Sequence[str],
+    size: tuple[int, int],
+    deadline: float,
+    mark: bytes,
+    failures: list[ExitStatus],
+) -> PodExec | None:
+    """The program once it runs; or None, and one more of the ``failures``."""
     pod = PodExec.open(target, command, timeout=max(0.1, deadline - time.monotonic()))
     try:
         with contextlib.suppress(PodLost):  # the end, if it is one, is read below, with its status
             pod.resize(*size)
-        if pod.started(_START_SECONDS):
+        failure = pod.started(mark, max(0.1, deadline - time.monotonic()) if mark else _SILENT_SECONDS)
+        if failure is None:
             return pod
+        failures.append(failure)
     except BaseException:
         pod.close()
         raise
@@ -2214,28 +2384,29 @@ def _try_program(target: Target, command: Sequence[str], size: tuple[int, int], 
     return None
 
 
-def hang_up(target: Target, session_id: str, program: str, *, timeout: float) -> int | None:
-    """End what a session without an exit status left in the container; returns how many processes were told.
+def hang_up(target: Target, session_id: str, program: str, *, timeout: float) -> HangUp:
+    """End what a session without an exit status left in the container. Blocks for ``timeout`` seconds at most.
 
     Older container runtimes leave everything running when a connection goes away, the newest the background jobs.
-    None when it could not be done: the container is gone, or has no ``tr``, ``grep`` or shell. Blocks.
+    It cannot be done when the container is gone, has no ``grep`` or shell, or the cluster does not allow it any more;
+    trying again is of use when the cluster could not be reached, or did not answer in time.
     """
+    if not program:
+        return HangUp(None)
     deadline = time.monotonic() + timeout
-    command = [program, "-c", _HANG_UP, session_id]
-    while program:
-        try:
-            pod = PodExec.open(target, command, timeout=max(0.1, deadline - time.monotonic()), tty=False)
-            return _told(pod, deadline)
-        except ExecError as exc:
-            unreachable = isinstance(exc, PodLost) or (isinstance(exc, ExecRefused) and exc.status == 0)
-            if not unreachable or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
-                return None
-            time.sleep(_ASK_AGAIN_SECONDS)  # an API server that restarts will be back
-    return None
+    try:
+        return _told(
+            PodExec.open(target, [program, "-c", _HANG_UP, session_id, program], timeout=timeout, tty=False), deadline
+        )
+    except ExecRefused as exc:
+        gone = 400 <= exc.status < 500 and exc.status != 429
+        return HangUp(None, not gone and "is not running" not in str(exc))
+    except ExecError:
+        return HangUp(None, True)
 
 
-def _told(pod: PodExec, deadline: float) -> int | None:
-    """Read to its end what the hang-up prints."""
+def _told(pod: PodExec, deadline: float) -> HangUp:
+    """Read to its end what the hang-up prints. Raises PodLost."""
     output = b""
     try:
         with _limited(deadline, pod.abort):
@@ -2243,8 +2414,10 @@ def _told(pod: PodExec, deadline: float) -> int | None:
                 output = (output + chunk)[-_MESSAGE_CHARACTERS:]
     finally:
         pod.close()
-    told = _HUNG_UP.search(output)
-    return int(told[1]) if told else None
+    if pod.exit is None:
+        return HangUp(None, True)
+    told = _HUNG_UP.fullmatch(output.rstrip().rpartition(b"\n")[2])
+    return HangUp(int(told[1]) if told and pod.exit.code == 0 else None)
 
 
 def why_lost(target: Target, since: float, *, timeout: float) -> str:
@@ -2255,14 +2428,25 @@ def why_lost(target: Target, since: float, *, timeout: float) -> str:
     """
     deadline = time.monotonic() + timeout
     while True:
-        said, final = _ask_why(target, since, time.monotonic() + _ANSWER_SECONDS)
-        if said or final or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
-            return said
+        try:
+            status, body = _ask_pod(target)
+            said = explain_pod(status, body, target.container, since)
+            final = bool(said) or status in (0, 403)
+        except PodLost as exc:
+            return str(exc)
+        except ExecRefused:
+            return "the cluster's API server cannot be reached any more"
+        if final or time.monotonic() + _ASK_AGAIN_SECONDS > deadline:
+            return said or explain_gateway(status, body)
         time.sleep(_ASK_AGAIN_SECONDS)
 
 
-def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
-    """One question: the sentence, and whether it is of no use to ask again."""
+def _ask_pod(target: Target) -> tuple[int, bytes]:
+    """The pod's object, as HTTP status and body; (0, b"") when there is no answer.
+
+    Raises ExecRefused when no connection can be made, PodLost when the API server ends it with a TLS alert.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
     try:
         shown = credential(target.cluster.user, deadline)
         with dial(target.cluster, shown, deadline) as tls, _limited(deadline, functools.partial(_drop, tls)):
@@ -2273,37 +2457,79 @@ def _ask_why(target: Target, since: float, deadline: float) -> tuple[str, bool]:
                 tls.sendall("\r\n".join(lines).encode("ascii"))
             response = http.client.HTTPResponse(tls)
             response.begin()
-            said = explain_pod(response.status, response.read(FILE_LIMIT_BYTES), target.container, since)
-            return said, response.status == 403
+            return response.status, response.read(FILE_LIMIT_BYTES)
     except ExecRefused:
-        return "the cluster's API server cannot be reached any more", True
-    except (OSError, ExecError, http.client.HTTPException) as exc:
-        return (f"the cluster no longer lets this server in: {_tls_fault(exc)}" if _alert(exc) else ""), True
+        raise
+    except (OSError, ExecError, ValueError, http.client.HTTPException) as exc:
+        if _alert(exc):
+            raise PodLost(f"the cluster no longer lets this server in: {_tls_fault(exc)}") from None
+        return 0, b""
+
+
+_ODD_OBJECT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def explain_pod(status: int, body: bytes, container: str, since: float) -> str:
     """What the answer to a question for a pod says of its end; "" when the pod looks well, or it does not say."""
-    if status == 404:
-        return "the pod was deleted"
-    if status == 401:
-        return "the cluster no longer accepts the credentials (a token that has expired?)"
     try:
         pod = json.loads(body)
         if status != 200:
-            return ""
+            if pod["kind"] != "Status" or pod["code"] != status:  # a gateway's answer says nothing of the pod
+                return ""
+            if status == 401:
+                return "the cluster no longer accepts the credentials (a token that has expired?)"
+            return "the pod was deleted" if status == 404 and pod["details"]["kind"] == "pods" else ""
         state = pod["status"]
         message = printable(str(state.get("message") or ""))
         if state.get("reason") == "Evicted":
             return f"the pod was evicted: {message}" if message else "the pod was evicted"
         if state.get("reason") == "NodeLost" or _node_silent(state):
             return "the pod's node was lost"
-        for item in state.get("containerStatuses") or ():
-            ended = _ended_since(item, since) if container in ("", item["name"]) else ""
+        for item in _statuses(state, container):
+            ended = _ended_since(item, since)
             if ended:
                 return ended
         return "the pod is being deleted" if pod["metadata"].get("deletionTimestamp") else ""
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except _ODD_OBJECT:
         return ""
+
+
+def explain_not_running(body: bytes, container: str) -> str:
+    """What a pod's object says of why the container does not run; "" when it does not say."""
+    try:
+        state = json.loads(body)["status"]
+        for item in _statuses(state, container):
+            waiting, ended = (item["state"].get(key) for key in ("waiting", "terminated"))
+            if waiting:
+                return _reason(waiting)
+            if ended:
+                return f"{_reason(ended)}, exit code {printable(str(ended.get('exitCode')))}"
+        return next(_reason(item) for item in state["conditions"] if item["status"] == "False" and item.get("message"))
+    except (*_ODD_OBJECT, StopIteration):
+        return ""
+
+
+def _reason(item: dict[str, Any]) -> str:
+    message = printable(str(item.get("message") or ""))
+    return printable(str(item.get("reason"))) + (f" ({message})" if message else "")
+
+
+def default_container(body: bytes) -> str:
+    """The container of a pod's object that its annotation names for those who name none, as kubectl has it; else ""."""
+    try:
+        pod = json.loads(body)
+        names = [container["name"] for container in pod["spec"]["containers"]]
+        name = pod["metadata"]["annotations"][_DEFAULT_CONTAINER]
+        return str(name) if name in names and _NAME.fullmatch(name) else ""
+    except _ODD_OBJECT:
+        return ""
+
+
+def _statuses(state: dict[str, Any], container: str) -> list[dict[str, Any]]:
+    """Of the named container, which may be an init container that goes on running, or an ephemeral one."""
+    kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
+    found = [item for kind in kinds[: 3 if container else 1] for item in state.get(kind) or ()]
+    return [item for item in found if container in ("", item["name"])]
 
 
 def _node_silent(state: dict[str, Any]) -> bool:
@@ -2324,5 +2550,6 @@ def _ended_since(container: dict[str, Any], since: float) -> str:
         if ended and _rfc3339(ended["finishedAt"]) >= since - 1.0:  # whole seconds only
             if ended.get("reason") == "OOMKilled":
                 return "the container was killed because it used too much memory (OOMKilled)"
-            return f"the container has ended ({printable(str(ended.get('reason')))}, exit code {ended.get('exitCode')})"
+            code = printable(str(ended.get("exitCode")))
+            return f"the container has ended ({printable(str(ended.get('reason')))}, exit code {code})"
     return ""

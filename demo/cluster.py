@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from wsproto.utilities import generate_accept_token
 
-from .endings import ENDINGS
+from .endings import ENDINGS, NOT_RUNNING, UNSCHEDULABLE
 from .pods import Image, Pod, kill_in, processes_in
 from .stream import V4, V5, Exec, Session
 
@@ -268,21 +268,30 @@ DISCOVERY: dict[tuple[str, ...], dict[str, Any]] = {
         ],
     },
 }
-PHASES = {"running": "Running", "finished": "Succeeded", "pending": "Pending"}
+
+
+def _phase(pod: Pod) -> str:
+    return str(NOT_RUNNING.get(pod.state, {"phase": "Running"})["phase"])
 
 
 def _pod_object(pod: Pod) -> dict[str, Any]:
-    ready = pod.state == "running"
-    return {
-        "kind": "Pod",
-        "apiVersion": "v1",
-        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": f"{pod.namespace}-{pod.name}"},
-        "spec": {"containers": [{"name": name, "image": "standin"} for name in pod.containers]},
-        "status": {
-            "phase": PHASES[pod.state],
-            "containerStatuses": [{"name": name, "ready": ready, "restartCount": 0} for name in pod.containers],
-        },
-    }
+    metadata: dict[str, Any] = {"name": pod.name, "namespace": pod.namespace, "uid": f"{pod.namespace}-{pod.name}"}
+    if pod.default_container:
+        metadata["annotations"] = {"kubectl.kubernetes.io/default-container": pod.default_container}
+    spec: dict[str, Any] = {}
+    status: dict[str, Any] = {"phase": _phase(pod)}
+    shown: dict[str, Any] = {"ready": pod.state == "running", "restartCount": 0}
+    if "state" in NOT_RUNNING.get(pod.state, {}):
+        shown["state"] = NOT_RUNNING[pod.state]["state"]
+    kinds = {"container": pod.containers, "initContainer": pod.sidecars, "ephemeralContainer": pod.debuggers}
+    for kind, names in kinds.items():
+        if names:
+            spec[f"{kind}s"] = [{"name": name, "image": "standin"} for name in names]
+            status[f"{kind}Statuses"] = [{"name": name, **shown} for name in names]
+    if pod.state == "unschedulable":
+        del status["containerStatuses"]
+        status["conditions"] = [UNSCHEDULABLE]
+    return {"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec, "status": status}
 
 
 def _pod_list(pods: Sequence[Pod]) -> dict[str, Any]:
@@ -297,7 +306,7 @@ def _pod_table(pods: Sequence[Pod]) -> dict[str, Any]:
     for pod in pods:
         total = len(pod.containers)
         ready = f"{total if pod.state == 'running' else 0}/{total}"
-        cells = [pod.name, ready, "Completed" if pod.state == "finished" else PHASES[pod.state], 0]
+        cells = [pod.name, ready, "Completed" if pod.state == "finished" else _phase(pod), 0]
         rows.append({"cells": cells, "object": _pod_object(pod)})
     return {
         "kind": "Table",
@@ -687,7 +696,7 @@ class StandIn:
 
     @staticmethod
     def _choose_container(pod: Pod, name: str) -> str:
-        if name in pod.containers:
+        if name in (*pod.containers, *pod.sidecars, *pod.debuggers):
             return name
         if name:
             raise _refuse(400, "BadRequest", f"container {name} is not valid for pod {pod.name}")

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ENDINGS", "rfc3339"]
+__all__ = ["ENDINGS", "NOT_RUNNING", "rfc3339"]
+
+STATUS_LISTS = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
 
 
 def rfc3339(moment: float) -> str:
@@ -48,7 +50,7 @@ def _evicted(pod: dict[str, Any], when: float) -> None:
 def _oom_killed(pod: dict[str, Any], when: float) -> None:
     """A container went over its memory limit; the kubelet has started it again."""
     pod["status"]["conditions"] = [_condition("Ready", "True", when), _condition("ContainersReady", "True", when)]
-    for item in pod["status"]["containerStatuses"]:
+    for item in (item for kind in STATUS_LISTS for item in pod["status"].get(kind, ())):
         running = {"running": {"startedAt": rfc3339(when + 1)}}
         item.update(ready=True, restartCount=1, state=running, lastState=_terminated(when, "OOMKilled", 137))
 
@@ -73,6 +75,27 @@ def _node_lost(pod: dict[str, Any], when: float) -> None:
 def _deleting(pod: dict[str, Any], when: float) -> None:
     """A delete was asked for; the object is there until the kubelet confirms the end of the processes."""
     pod["metadata"].update(deletionTimestamp=rfc3339(when + 30), deletionGracePeriodSeconds=30)
+
+
+def _waiting(phase: str, reason: str, message: str = "") -> dict[str, Any]:
+    more = {"message": message} if message else {}
+    return {"phase": phase, "state": {"waiting": {"reason": reason, **more}}}
+
+
+# Why a pod does not run: its phase, and the state of its containers, if the kubelet has told of any.
+NOT_RUNNING: dict[str, dict[str, Any]] = {
+    "finished": {"phase": "Succeeded", "state": _terminated(1_700_000_000, "Completed", 0)},
+    "pending": _waiting("Pending", "ContainerCreating"),
+    "no-image": _waiting("Pending", "ImagePullBackOff", 'Back-off pulling image "nowhere.example/demo:1"'),
+    "crashing": _waiting("Running", "CrashLoopBackOff", "back-off 5m0s restarting failed container=main pod=crashing"),
+    "unschedulable": {"phase": "Pending"},
+}
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/3 nodes are available: 3 Insufficient memory.",
+}
 
 
 # Each changes a pod's object so that it tells of an end at that time (Unix seconds).

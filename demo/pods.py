@@ -29,12 +29,26 @@ COMMON_TOOLS = tuple(
 )
 
 
+# How a container runtime tells that an image has no such program: without a folder in its name, and with one.
+NO_PROGRAM = {
+    "runc": ('exec: "{}": executable file not found in $PATH', 'exec: "{}": stat {}: no such file or directory'),
+    "docker": ('exec: "{}": executable file not found in $PATH', 'exec: "{}": stat {}: no such file or directory'),
+    "crun": ("executable file `{}` not found in $PATH: No such file or directory",) * 2,
+    "kata": ("rpc error: code = Internal desc = ENOENT: No such file or directory",) * 2,
+    "windows": ("hcs::System::CreateProcess main: The system cannot find the file specified.",) * 2,
+}
+WINDOWS_PROGRAMS = {"powershell.exe": "bash", "cmd.exe": "sh"}  # what stands in for them
+
+
 @dataclass(frozen=True)
 class Pod:
-    """`programs` are what `tools` has not: the shells. `state` is running, finished or pending.
+    """`programs` are what `tools` has not: the shells. `state` is running, or one of `demo.endings.NOT_RUNNING`.
 
     With `whole_host`, PATH goes on with the folders of this host, so that vim and whatever else it has is found.
-    `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside PATH and HOME.
+    `elsewhere` are programs outside of PATH, by their whole path; `environment` is the image's, beside HOME.
+    `sidecars` are init containers that go on running, `debuggers` ephemeral containers, both beside `containers`; the
+    annotation names a `default_container` of the latter. `runtime` is one of `NO_PROGRAM`; docker tells a program that
+    cannot start by output and exit code.
     """
 
     namespace: str
@@ -46,6 +60,10 @@ class Pod:
     elsewhere: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     whole_host: bool = False
+    sidecars: tuple[str, ...] = ()
+    debuggers: tuple[str, ...] = ()
+    default_container: str = ""
+    runtime: str = "runc"
 
 
 class ExecFailure(Exception):
@@ -61,13 +79,13 @@ class Image:
         self.bin.mkdir(parents=True)
         self.home.mkdir()
         for name in (*pod.programs, *pod.tools):
-            target = shutil.which(name, path=os.pathsep.join(SYSTEM_DIRECTORIES))
+            target = shutil.which(WINDOWS_PROGRAMS.get(name, name), path=os.pathsep.join(SYSTEM_DIRECTORIES))
             if target:
                 (self.bin / name).symlink_to(target)
         self.folders = [self.bin, *map(Path, SYSTEM_DIRECTORIES if pod.whole_host else ())]
         self.environment = {
-            **dict(pod.environment),
             "PATH": os.pathsep.join(map(str, self.folders)),
+            **dict(pod.environment),
             "HOSTNAME": pod.name,
             "HOME": str(self.home),
         }
@@ -84,9 +102,8 @@ class Image:
             path = next((place / name for place in self.folders if (place / name).exists()), self.bin / name)
         else:
             path = self.home / program
-        if not path.exists():
-            why = f"stat {program}: no such file or directory" if folder else "executable file not found in $PATH"
-            raise ExecFailure(f'exec: "{program}": {why}')
+        if not path.exists() or not (folder or str(path.parent) in self.environment["PATH"].split(os.pathsep)):
+            raise ExecFailure(NO_PROGRAM[self.pod.runtime][bool(folder)].format(program, program))
         if path.is_dir() or not os.access(path, os.X_OK):
             raise ExecFailure(f'exec: "{program}": permission denied')
         return str(path)

@@ -175,6 +175,10 @@ class Session:
                 return
             except ExecFailure as exc:
                 start = "OCI runtime exec failed: exec failed: unable to start container process: "
+                if self.image.pod.runtime == "docker":
+                    self._send(STDOUT, f"{start}{exc}: unknown\r\n".encode())
+                    self._send_status(_exit_status(self.record.command, 126))
+                    return
                 failure = f"error executing command in container: failed to exec in container: {start}{exc}"
         self._send_status(_internal_error(failure + (": unknown" if self._old else ""), self._old))
 

@@ -136,7 +136,7 @@ def test_what_was_hung_up_is_counted(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that prints nothing is waited for in case it does not exist; not for long here."""
-    monkeypatch.setattr(k8s_exec, "_START_SECONDS", 0.2)
+    monkeypatch.setattr(k8s_exec, "_SILENT_SECONDS", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -356,6 +356,12 @@ def test_the_request_begins_with_the_servers_path_and_may_leave_the_container_ou
     )
 
 
+@pytest.mark.parametrize("argument", ["\0", "a\0b", "\ud800", "a\udfffb"], ids=ascii)
+def test_what_no_program_can_be_given_is_refused_in_a_sentence(argument: str) -> None:
+    with pytest.raises(ExecRefused, match="holds a character that no program can be given"):
+        exec_path(Target(PLAIN, "n", "p"), ["sh", "-c", argument])
+
+
 def test_a_program_without_a_terminal_asks_for_none() -> None:
     path = exec_path(Target(PLAIN, "n", "p"), ["a"], tty=False)
     assert path == "/api/v1/namespaces/n/pods/p/exec?stdin=true&stdout=true&command=a"
@@ -446,6 +452,10 @@ START = "error executing command in container: failed to exec in container: OCI 
 START += "unable to start container process: "
 NO_PROGRAM = internal_error(START + 'exec: "nosuchcmd": executable file not found in $PATH')
 NO_FILE = internal_error(START + 'exec: "/bin/zsh": stat /bin/zsh: no such file or directory')
+CRUN = internal_error(START + "executable file `sh` not found in $PATH: No such file or directory")
+KATA = internal_error("rpc error: code = Internal desc = ENOENT: No such file or directory")
+WINDOWS = internal_error("hcs::System::CreateProcess main: The system cannot find the file specified.")
+OTHER_FILE = internal_error("failed to exec in container: open /run/containerd/io.sock: no such file or directory")
 NOT_EXECUTABLE = internal_error(START + 'exec: "/etc/passwd": permission denied')
 EMPTY = internal_error(START + "args must not be empty")
 ROWS = [
@@ -457,6 +467,14 @@ ROWS = [
     (NO_FILE, None, "the container has no program '/bin/zsh'"),
     (NOT_EXECUTABLE, None, "the container may not run the program '/etc/passwd': permission denied"),
     (EMPTY, None, "args must not be empty"),
+    (CRUN, None, "the container has no program 'sh'"),
+    (KATA, None, "the container has no program by that name"),
+    (WINDOWS, None, "the container has no program by that name"),
+    (OTHER_FILE, None, "the cluster could not start the program: "),
+    *(
+        ({**EXIT_3, "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]}}, code, "")
+        for code in (-1, -(1 << 31), 0xC000013A, (1 << 32) - 1)  # Windows, signed and unsigned
+    ),
 ]
 
 
@@ -483,6 +501,10 @@ def test_each_status_becomes_an_exit_code_or_a_sentence(
 
 NOT_UNDERSTOOD = ExitStatus(None, "the cluster reported an end that is not understood")
 GARBAGE = [
+    *(
+        json.dumps({**EXIT_3, "details": {"causes": [{"reason": "ExitCode", "message": code}]}}).encode()
+        for code in ("9" * 30, "4294967296", "-2147483649", "1" * 5000, "1_0", " 1", "\u0663", "1e3", "", 7, [1])
+    ),
     b"",
     b"{",
     b"null",
@@ -537,10 +559,20 @@ FORBIDDEN = 'pods "busybox" is forbidden: User "u" cannot get resource "pods/exe
 REFUSALS = [
     (401, status_body("Unauthorized", "Unauthorized", 401), "does not accept the credentials"),
     (403, status_body(FORBIDDEN, "Forbidden", 403), f"the cluster forbids it: {FORBIDDEN}"),
-    (403, status_body('pods "busybox" is forbidden: ', "Forbidden", 403), 'pods "busybox" is forbidden:'),
+    (403, status_body('pods "busybox" is forbidden: ', "Forbidden", 403), "needs get and create on pods/exec"),
+    (401, b"<html>Log in", "a gateway before the cluster refused with HTTP status 401"),
+    (404, b"404 page not found", "a gateway before the cluster refused with HTTP status 404: 404 page not found"),
+    (403, b"<h1>Blocked</h1>", "a gateway before the cluster refused with HTTP status 403"),
+    (503, b"no healthy upstream", "a gateway before the cluster refused with HTTP status 503: no healthy upstream"),
+    (
+        503,
+        status_body("etcd is away", "ServiceUnavailable", 503),
+        "the cluster refused with HTTP status 503: etcd is away",
+    ),
+    (400, status_body("choose one of: [" * 20_000, "BadRequest", 400), "choose one of"),
     (403, b"", "exec over WebSocket"),
     (404, status_body('pods "nopod" not found', "NotFound", 404), 'pods "nopod" not found'),
-    (404, b"", "does not know it"),
+    (404, b"", "a gateway before the cluster refused with HTTP status 404"),
     (400, status_body("container nope is not valid for pod busybox", "BadRequest", 400), "no such container"),
     (
         400,
@@ -550,10 +582,11 @@ REFUSALS = [
     (500, b'container not found ("main")', 'the container is not running: container not found ("main")'),
     (400, b"you must specify at least 1 of stdin, stdout, stderr", "HTTP status 400: you must specify at least 1"),
     (400, status_body("Upgrade request required", "BadRequest", 400), "HTTP status 400: Upgrade request required"),
-    (502, b"<html>\r\n<h1>Bad\x1b[31m Gateway</h1>", "HTTP status 502: <html> <h1>Bad [31m Gateway</h1>"),
+    (502, b"<html>\r\n<h1>Bad\x1b[31m Gateway</h1>", "a gateway before the cluster refused with HTTP status 502"),
     (500, b"", "HTTP status 500: no reason given"),
-    (500, b"[1]", "HTTP status 500: no reason given"),
-    (500, b'{"message": 3}', "HTTP status 500: 3"),
+    (500, b"[1]", "HTTP status 500: [1]"),
+    (500, b'{"message": 3}', 'HTTP status 500: {"message": 3}'),
+    (500, b'{"kind": "Status", "message": 3}', "HTTP status 500: 3"),
     (500, b"\xff" * 5000, "HTTP status 500"),
     (500, b"[" * 100_000, "HTTP status 500"),
 ]
@@ -1225,6 +1258,23 @@ def test_both_output_channels_are_output_and_unknown_ones_are_ignored(ca: trustm
         assert read_all(pod) == b"abc"
 
 
+def test_a_message_may_come_in_fragments_with_pings_between(ca: trustme.CA) -> None:
+    """RFC 6455, section 5.4."""
+    status = (
+        b'{"status":"Failure","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"3"}]}}'
+    )
+    frames = [
+        *(frame(b"\x01he", fin=False), frame(b"are you there", 9), frame(b"llo", 0)),
+        *(frame(b"", fin=False), frame(b"\x01", 0, fin=False), frame(b"", 9), frame(b" there", 0)),
+        *(frame(b"\x01this is te", 1, fin=False), frame(b"xt", 0), frame(b"\x01text", 1)),
+        *(frame(b"\x01" + b"x" * 65535, fin=False), frame(b"", 0)),
+        *(frame(b"\x03" + status[:9], fin=False), frame(status[9:], 0)),
+    ]
+    with RawServer(ca, stream(*frames)) as server, opened(server.cluster()) as pod:
+        assert read_all(pod) == b"hello there" + b"x" * 65535
+        assert pod.exit == ExitStatus(3)
+
+
 def test_the_last_output_and_the_status_may_come_in_one_record(ca: trustme.CA) -> None:
     with RawServer(ca, stream(frame(b"\x01bye"), SUCCESS)) as server, opened(server.cluster()) as pod:
         assert pod.read() == b"bye"
@@ -1238,7 +1288,11 @@ LOST = [
     ("close frame without a code", frame(b"", 8), "without an exit status"),
     ("masked frame", b"\x82\x85\x00\x00\x00\x00\x01abcd", "masked"),
     ("oversized frame", struct.pack("!BBQ", 0x82, 127, 1 << 33), "limit of 1 MiB"),
-    ("fragment", frame(b"\x01a", fin=False) + frame(b"b", 0), "fragmented"),
+    ("half a message", frame(b"\x01a", fin=False), "the connection to the cluster was lost"),
+    ("a message in a message", frame(b"\x01a", fin=False) + frame(b"\x01b"), "out of order"),
+    ("a text in a message", frame(b"\x01a", fin=False) + frame(b"b", 1), "out of order"),
+    ("the end of no message", frame(b"b", 0), "out of order"),
+    ("an endless message", frame(b"\x01", fin=False) + frame(b"b" * (1 << 19), 0, fin=False) * 3, "limit of 1 MiB"),
     ("half a frame", b"\x82\x7e\x10", "the connection to the cluster was lost"),
 ]
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -54,7 +54,15 @@ GATE_WAITS = [
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (404, b'{"kind":"Status","reason":"NotFound","code":404}', "the pod was deleted"),
+        (404, b'{"kind":"Status","reason":"NotFound","details":{"kind":"pods"},"code":404}', "the pod was deleted"),
+        (404, b'{"kind":"Status","reason":"NotFound","details":{},"code":404}', ""),  # no such path
+        (404, b'{"kind":"Status","reason":"NotFound","code":404}', ""),
+        (404, b'{"message":"no Route matched","code":404}', ""),
+        (404, b"<html>404 Not Found</html>", ""),
+        (404, b"", ""),
+        (401, b"<html>Log in</html>", ""),
+        (401, b'{"kind":"Status","details":{"kind":"pods"},"code":404}', ""),
+        (503, b"no healthy upstream", ""),
         (401, b'{"kind":"Status","reason":"Unauthorized","code":401}', "the cluster no longer accepts the credentials"),
         (403, b'{"kind":"Status","reason":"Forbidden","code":403}', ""),
         (500, b"etcdserver: request timed out", ""),
@@ -90,6 +98,17 @@ GATE_WAITS = [
         (200, b"[]", ""),
         (200, b'{"status":null}', ""),
         (200, b'{"status":{"conditions":[{}]}}', ""),
+        (200, pod({"initContainerStatuses": [container(state=terminated("OOMKilled", 137))]}), OOM),
+        (200, pod({"ephemeralContainerStatuses": [container(state=terminated("OOMKilled", 137))]}), OOM),
+        (200, pod({"initContainerStatuses": [container("other", state=terminated("OOMKilled", 137))]}), ""),
+        (
+            200,
+            pod({"containerStatuses": [container(state=terminated("Error\x1b[31m", cast(int, "1\x1b" + "9" * 9000)))]}),
+            "the container has ended (Error [31m, exit code 1 999",
+        ),
+        (200, pod({"containerStatuses": [container(state=terminated("Error", 1, "0001-01-01T00:00:00+14:00"))]}), ""),
+        (200, pod({"containerStatuses": [container(state=terminated("Error", 1, "9" * 9000))]}), ""),
+        (200, pod({"containerStatuses": "x" * 100, "initContainerStatuses": [7]}), ""),
         (200, b"[" * 100_000, ""),
     ],
 )
@@ -104,6 +123,12 @@ def test_the_clusters_text_is_shown_on_one_line_and_without_controls() -> None:
     said = explain_pod(200, body, "main", SINCE)
     assert said.isprintable()
     assert len(said) < 600
+
+
+def test_without_a_name_only_the_pods_own_containers_are_meant() -> None:
+    oom = terminated("OOMKilled", 137)
+    assert explain_pod(200, pod({"containerStatuses": [container(state=oom)]}), "", SINCE) == OOM
+    assert explain_pod(200, pod({"initContainerStatuses": [container(state=oom)]}), "", SINCE) == ""
 
 
 # -- a session -------------------------------------------------------------------------------------------------------
