@@ -687,7 +687,7 @@ def test_input_that_the_pod_does_not_read_is_held_back(server: RunningServer) ->
 def test_a_browser_that_leaves_while_its_input_is_held_back_is_noticed(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.5)
     keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
     with server.connect(command=DEAF) as terminal:
         terminal.wait_for("ready")

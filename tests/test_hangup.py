@@ -112,7 +112,7 @@ def test_what_was_started_to_outlive_the_terminal_stays(cluster: StandIn, server
 
 @pytest.mark.parametrize(
     ("keys", "counts"),
-    [("", {"old": (1,), "new": (0, 1)}), ("sleep 1000 &\n", {"old": (2,), "new": (1, 2)})],
+    [("", (0, 1)), ("sleep 1000 &\n", (1, 2))],
     ids=["idle", "background"],
 )
 def test_what_was_hung_up_is_counted(
@@ -120,15 +120,15 @@ def test_what_was_hung_up_is_counted(
     server: RunningServer,
     caplog: pytest.LogCaptureFixture,
     keys: str,
-    counts: dict[str, tuple[int, ...]],
+    counts: tuple[int, int],
 ) -> None:
-    # On "new" the cluster kills the shell too, and either may be first.
+    # The shell itself goes over the stream that is still open, unless the hang-up is first.
     caplog.set_level(logging.INFO, "jumpserver")
     terminal = opened(server)
     terminal.type(keys)
     wait_until(lambda: not keys or "sleep" in programs(cluster), "sleep")
     hung_up = after_drop(server, terminal)
-    assert hung_up in counts[cluster.flavour]
+    assert hung_up in counts
     line = next(record.message for record in caplog.records if record.message.startswith("hang_up "))
     assert line.endswith(f" hung_up={hung_up}")
 

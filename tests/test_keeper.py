@@ -462,7 +462,7 @@ def test_a_cluster_that_does_not_answer_holds_up_no_hang_up_of_another(tmp_path:
         with contextlib.closing(Gateway(slow)) as gateway:
             server = RunningServer(tmp_path, cluster, more=ALLOW_LOOPBACK)
             try:
-                stuck = [opened(server, cluster_cfg=gateway.kubeconfig, sub="bob") for _ in range(20)]
+                stuck = [opened(server, cluster_cfg=gateway.kubeconfig, command=["sh"]) for _ in range(20)]
                 quick = opened(server)
                 gateway.freeze()
                 for terminal in stuck:
