@@ -1922,7 +1922,7 @@ def _tls_context(insecure: bool, ca_pem: str, certificate_pem: bytes, key_pem: b
     if certificate_pem:
         chain = [("CERTIFICATE", der) for der in _certificates(certificate_pem.decode("latin-1"))]
         keys = [block for block in _pem_blocks(key_pem.decode("latin-1")) if block[0].endswith("PRIVATE KEY")]
-        _load_client_certificate(context, b"".join(_pem(*block) for block in chain + keys[:1]))
+        _load_client_certificate(context, b"".join(_pem(*block) for block in chain + keys))
     return context
 
 

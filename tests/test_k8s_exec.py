@@ -1522,7 +1522,11 @@ def test_a_closed_port_has_its_sentence() -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example", "a..b"])
-def test_an_unknown_host_has_its_sentence(host: str) -> None:
+def test_an_unknown_host_has_its_sentence(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    def getaddrinfo(*args: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     error = refused(load_kubeconfig(kubeconfig({"server": f"https://{host}"})))
     assert "host name" in str(error)
 

@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -357,6 +358,49 @@ def test_each_fault_of_a_client_certificate_has_its_words(own: Certificate, word
         with pytest.raises(k8s_exec.ExecRefused) as caught:
             k8s_exec.PodExec.open(Target(cluster, "default", "demo"), ["sh"], timeout=5)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("asking", [False, True], ids=["an exec", "a question"])
+def test_an_alert_is_heard_where_the_request_can_no_longer_be_sent(
+    monkeypatch: pytest.MonkeyPatch, asking: bool
+) -> None:
+    context, closed = server_context(), threading.Event()
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def serve(raw: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError):
+            context.wrap_socket(raw, server_side=True)  # which closes it, with what it has not read
+        closed.set()
+
+    real = k8s_exec.dial
+
+    def slow_dial(*args: Any) -> ssl.SSLSocket:
+        tls = real(*args)
+        assert closed.wait(5)
+        return tls
+
+    monkeypatch.setattr(k8s_exec, "dial", slow_dial)
+    with nothing_left():
+        listener = Listener(serve)
+        target = Target(Cluster("127.0.0.1", listener.port, ca_pem=LEAF.pem.decode()), "default", "demo")
+        if asking:
+            said = why_lost(target, time.time(), timeout=0)
+        else:
+            with pytest.raises(k8s_exec.ExecRefused) as caught:
+                k8s_exec.PodExec.open(target, ["sh"], timeout=5)
+            said = str(caught.value)
+        listener.close()
+    assert "it wants a client certificate" in said
+
+
+def test_an_alert_in_the_middle_of_a_stream_is_named() -> None:
+    with nothing_left(), StandIn() as cluster:
+        pod = opened(kubeconfig(cluster), command=("cat",))
+        socket.socket.send(pod._stream._tls, b"\x17\x03\x03\x00\x20" + bytes(32))  # which no key has made
+        with pytest.raises(PodLost, match=r"was lost: it sent the TLS alert bad_record_mac"):
+            while pod.read():
+                pass
+        pod.close()
 
 
 def damage_a_record(tls: ssl.SSLSocket) -> None:
