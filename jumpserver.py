@@ -77,6 +77,7 @@ else:
 __version__ = "0.1.0"
 
 log = logging.getLogger("jumpserver")
+_BARE_VALUE = re.compile(r"[!#-<>-\[\]-~]+")  # needs no quotes in the log
 
 
 def log_event(event: str, **fields: object) -> None:
@@ -87,7 +88,7 @@ def log_event(event: str, **fields: object) -> None:
 
 def _log_value(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if re.fullmatch(r"[!#-<>-\[\]-~]+", text) else json.dumps(text)
+    return text if _BARE_VALUE.fullmatch(text) else json.dumps(text)
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -212,6 +213,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
 }
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
+_CSP_SOURCE = re.compile(r"[!-:<-~]+")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
 
 
@@ -274,7 +276,7 @@ def _check_values(config: Config, file: Path) -> None:
             raise ConfigError(
                 f"{file}: {key} in [Platform] must be an http:// or https:// URL without user and password"
             )
-    if any(not re.fullmatch(r"[!-:<-~]+", source) for source in config.Server.frame_ancestors):
+    if any(not _CSP_SOURCE.fullmatch(source) for source in config.Server.frame_ancestors):
         raise ConfigError(f"{file}: frame_ancestors in [Server] must be CSP sources such as https://platform.example")
     for name, path in config.Clusters.items():
         try:
@@ -1063,6 +1065,9 @@ def load_assets() -> dict[str, Asset]:
 HEAD_SECONDS = 10.0  # for a request's line and headers to arrive
 _PEEK_BYTES = 1 << 13
 _CHUNK_BYTES = 1 << 17
+# RFC 9110, section 12.4.2: a weight has three digits at most; 0 means no.
+_GZIP_WANTED = re.compile(r"gzip[ \t]*(;[ \t]*q=(1(\.0{0,3})?|0\.0{0,2}[1-9][0-9]{0,2}))?", re.I)
+_BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _SPARE_CONNECTIONS = 200  # beside those of terminals: pages, downloads
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -1171,8 +1176,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _accepts_gzip(self) -> bool:
-        pattern = r"gzip\s*(;\s*q=(1(\.0*)?|0?\.\d*[1-9]\d*))?"
-        return any(re.fullmatch(pattern, coding, re.I) for coding in self._list("Accept-Encoding"))
+        return any(_GZIP_WANTED.fullmatch(coding) for coding in self._list("Accept-Encoding"))
 
     def _list(self, name: str) -> list[str]:
         """The items of a header that is a list, on one line or on several (RFC 9110, section 5.3)."""
@@ -1342,7 +1346,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
 
     Raises ValueError when no byte of it exists. Several ranges are answered with the whole.
     """
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    match = _BYTE_RANGE.fullmatch(header.strip())
     if not match or not (match[1] or match[2]):
         return None
     if not match[1]:
