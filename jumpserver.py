@@ -1373,6 +1373,9 @@ _CORS_PREFLIGHT = {
     "Access-Control-Max-Age": "600",
     "Content-Length": "0",
 }
+# RFC 9110, section 12.4.2: a weight has three digits at most; 0 means no.
+_GZIP_WANTED = re.compile(r"gzip[ \t]*(;[ \t]*q=(1(\.0{0,3})?|0\.0{0,2}[1-9][0-9]{0,2}))?", re.I)
+_BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; img-src 'self' data: blob:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
@@ -1584,8 +1587,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _accepts_gzip(self) -> bool:
-        pattern = r"gzip\s*(;\s*q=(1(\.0*)?|0?\.\d*[1-9]\d*))?"
-        return any(re.fullmatch(pattern, coding, re.I) for coding in self._list("Accept-Encoding"))
+        return any(_GZIP_WANTED.fullmatch(coding) for coding in self._list("Accept-Encoding"))
 
     def _list(self, name: str) -> list[str]:
         """The items of a header that is a list, on one line or on several (RFC 9110, section 5.3)."""
@@ -1812,7 +1814,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
 
     Raises ValueError when no byte of it exists. Several ranges are answered with the whole.
     """
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    match = _BYTE_RANGE.fullmatch(header.strip())
     if not match or not (match[1] or match[2]):
         return None
     if not match[1]:

@@ -428,16 +428,18 @@ class _YamlParser:
     def _block_lines(self, width: int) -> list[str]:
         """The lines of a block scalar with their breaks, without their indentation."""
         lines: list[str] = []
-        while self._peek():
-            end = self.text.find("\n", self.pos) + 1 or len(self.text)
-            line = self.text[self.pos : end]
+        pos = self.pos
+        while pos < len(self.text):
+            end = self.text.find("\n", pos) + 1 or len(self.text)
+            line = self.text[pos:end]
             indentation = len(line) - len(line.lstrip(" "))
             if indentation < width and line[indentation:] not in _END:
                 if line[indentation] == "\t":
-                    self.fail("a tab is used as indentation", self.pos + indentation)
+                    self.fail("a tab is used as indentation", pos + indentation)
                 break
             lines.append(line[min(indentation, width) :])
-            self._move(end)
+            pos = end
+        self._move(pos)
         return lines
 
     # Flow style (chapter 7)
