@@ -2120,7 +2120,7 @@ class PodExec:
         with contextlib.suppress(PodLost):
             self._take_output()
             for keys in _LEAVING_KEYS:
-                if self.exit is not None or not self.ready() or time.monotonic() >= deadline:
+                if self._aborted or self.exit is not None or not self.ready() or time.monotonic() >= deadline:
                     break
                 self._send_if_idle(encode_stdin(keys), websocket.ABNF.OPCODE_BINARY)
                 until = min(deadline, time.monotonic() + _TYPING_SECONDS)

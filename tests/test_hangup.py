@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +18,7 @@ import pytest
 
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
+from k8s_exec import HangUp
 from tests.support import LOOPBACK, Listener, RunningServer, Terminal, nothing_left, wait_until
 
 BARE = Pod("default", "bare", programs=("sh",), tools=("sleep",))
@@ -139,7 +145,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(k8s_exec, "_SILENT_SECONDS", 0.2)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_command_of_the_token_is_hung_up_too(cluster: StandIn, server: RunningServer) -> None:
     terminal = server.connect(command=["sleep", "1000"])
     wait_until(lambda: programs(cluster) == ["sleep"], "sleep")
@@ -213,6 +218,134 @@ def test_a_pod_without_any_shell_is_reported_as_not_checked(cluster: StandIn, tm
         server.stop()
 
 
+# -- what the script sees and says ------------------------------------------------------------------------------------
+
+FOREIGN_PROCESSES = 3000
+# Forks processes that end with its standard input, every third one in a session of its own, as a node has them.
+CROWD = """
+import os, sys
+for number in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        if number % 3 == 0:
+            os.setsid()
+        os.close(1)
+        os.read(0, 1)
+        os._exit(0)
+print("ready", flush=True)
+os.read(0, 1)
+"""
+
+
+@pytest.fixture
+def crowd() -> Iterator[None]:
+    """Thousands of processes beside the pod's, as where a pod sees its whole node (hostPID)."""
+    command = [sys.executable, "-S", "-c", CROWD, str(FOREIGN_PROCESSES)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as crowd:
+        assert crowd.stdin is not None and crowd.stdout is not None
+        assert crowd.stdout.readline() == b"ready\n"
+        yield
+        crowd.stdin.close()
+
+
+@pytest.mark.usefixtures("crowd")
+@pytest.mark.parametrize("pod", ["demo", "busybox"])
+def test_thousands_of_foreign_processes_cost_little(cluster: StandIn, server: RunningServer, pod: str) -> None:
+    terminal = opened(server, pod)
+    terminal.type("sleep 1000 &\n")
+    wait_until(lambda: "sleep" in programs(cluster, pod), "sleep")
+    hung_up = after_drop(server, terminal)
+    assert hung_up is not None and hung_up >= 1
+    wait_until(lambda: not cluster.processes("default", pod), "an empty pod")
+    assert cluster.execs[-1].exit_code == 0  # the script came to its end
+
+
+def tell(cluster: StandIn, session_id: str = "", *, timeout: float = 10.0) -> HangUp:
+    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig()), "default", "demo")
+    return k8s_exec.hang_up(target, session_id or str(uuid.uuid4()), "sh", timeout=timeout)
+
+
+@contextlib.contextmanager
+def process(session: str, *, leader: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with that mark of a session, itself the leader of one or not."""
+    command = ["sleep", "1000"]
+    environ = {**os.environ, "JUMPSERVER_SESSION": session}
+    with subprocess.Popen(command, env=environ, start_new_session=leader) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def test_the_number_of_a_session_that_others_have_now_is_not_believed(cluster: StandIn) -> None:
+    # What an old session started with setsid still names a process id that belongs to somebody else by now.
+    session_id = str(uuid.uuid4())
+    with process(str(uuid.uuid4()), leader=True) as other, process(f"{session_id}:{other.pid}", leader=True):
+        assert tell(cluster, session_id) == HangUp(0)
+        assert other.poll() is None
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_where_proc_shows_nothing_the_script_says_nothing(tmp_path: Path, shell: str) -> None:
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"{shell} is not on this host")
+    script = k8s_exec._HANG_UP.replace("/proc/", f"{tmp_path}/")
+    assert script != k8s_exec._HANG_UP
+    command = [path, *(["sh"] if shell == "busybox" else []), "-c", script, "session", "sh"]
+    for number in (0, 1):  # with nothing there, and with another's processes
+        done = subprocess.run(command, capture_output=True, timeout=10, check=False)
+        assert (done.returncode, done.stdout) == (1, b"")
+        folder = tmp_path / str(number + 1)
+        folder.mkdir()
+        (folder / "environ").write_bytes(b"JUMPSERVER_SESSION=session:1\0")
+        (folder / "stat").write_text("1 (sleep) S 0 1 1 0 -1\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo hung up 3", HangUp(3)),
+        ("echo some noise of the image; echo hung up 3", HangUp(3)),
+        ("echo hung up 99999999999999999999", HangUp(None)),
+        ("echo hung up 99999999", HangUp(None)),
+        ("echo hung up -1", HangUp(None)),
+        ("echo hung up 3 or so", HangUp(None)),
+        ("echo who hung up 3", HangUp(None)),
+        ("echo hung up 3; echo more", HangUp(None)),
+        ("echo hung up 3; exit 1", HangUp(None)),
+        ("echo hung up", HangUp(None)),
+        ("exit 0", HangUp(None)),
+        ("kill -9 $$", HangUp(None)),
+        ("yes hung up 3 | head -c 1000005", HangUp(None)),
+    ],
+)
+def test_only_what_the_script_counts_is_believed(cluster: StandIn, script: str, told: HangUp) -> None:
+    shell = cluster.find("default", "demo").bin / "sh"
+    shell.unlink()
+    shell.write_text(f"#!/bin/sh\n{script}\n")
+    shell.chmod(0o755)
+    assert tell(cluster) == told
+
+
+def test_another_try_is_of_use_where_the_cluster_did_not_answer(cluster: StandIn) -> None:
+    shell = cluster.find("default", "demo").bin / "sh"
+    shell.unlink()
+    shell.write_text("#!/bin/sh\nexec sleep 1000\n")
+    shell.chmod(0o755)
+    assert tell(cluster, timeout=0.3) == HangUp(None, again=True)
+    cluster.go_down()
+    assert tell(cluster) == HangUp(None, again=True)
+    cluster.come_back()
+
+
+def test_another_try_is_of_no_use_where_the_cluster_says_no(cluster: StandIn) -> None:
+    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig()), "default", "finished")
+    assert k8s_exec.hang_up(target, "x", "sh", timeout=10.0) == HangUp(None, again=False)
+    assert k8s_exec.hang_up(target, "x", "", timeout=10.0) == HangUp(None, again=False)
+    cluster.delete_pod("default", "demo")
+    assert tell(cluster) == HangUp(None, again=False)
+
+
 @contextlib.contextmanager
 def without_the_first_answer(cluster: StandIn) -> Iterator[str]:
     """A kubeconfig that leads through a TCP relay: what answers the first exec request never comes back."""
@@ -250,6 +383,6 @@ def test_a_shell_whose_start_was_never_answered_is_hung_up(cluster: StandIn) -> 
     with without_the_first_answer(cluster) as kubeconfig:
         target = k8s_exec.Target(k8s_exec.load_kubeconfig(kubeconfig, trust=LOOPBACK), "default", "demo")
         with pytest.raises(k8s_exec.PodLost, match="did not answer the exec request in time"):
-            k8s_exec.open_shell(target, "session-1", (), "", (80, 24), timeout=1.0)
+            k8s_exec.open_shell(target, str(uuid.uuid4()), (), "", (80, 24), timeout=1.0)
     assert [record.http_status for record in cluster.execs] == [101, 101]
     wait_until(lambda: not cluster.processes("default", "demo"), "an empty pod")
