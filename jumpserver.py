@@ -29,7 +29,6 @@ import os
 import re
 import resource
 import select
-import selectors
 import signal
 import socket
 import socketserver
@@ -544,7 +543,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # for a network that falls silent and a browser that takes nothing
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_TIMEOUT_SECONDS * 1000)
-        else:  # drops slow browsers, too: a third of the buffer, which the system makes large, must drain in that time
+        else:  # the next best, which also drops a browser that takes only a little in that time
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_SECONDS, 0))
         # Only what is needed is passed on: no extension (compression costs far more than it saves here).
         environ = {
@@ -571,9 +570,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def _thread(self) -> None:
         self._started.wait()
         try:
-            with selectors.DefaultSelector() as selector:  # simple-websocket does not close its own on every way out
-                self.selector_class = lambda: selector
-                super()._thread()
+            super()._thread()
         except Exception:
             self._session.fault()
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
@@ -1371,7 +1368,6 @@ _CORS_PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD",
     "Access-Control-Allow-Headers": "Authorization, If-Modified-Since, If-None-Match, If-Range, Range",
     "Access-Control-Max-Age": "600",
-    "Content-Length": "0",
 }
 # RFC 9110, section 12.4.2: a weight has three digits at most; 0 means no.
 _GZIP_WANTED = re.compile(r"gzip[ \t]*(;[ \t]*q=(1(\.0{0,3})?|0\.0{0,2}[1-9][0-9]{0,2}))?", re.I)
@@ -1478,7 +1474,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"  # for the answer to a bad head
         self.headers = http.client.HTTPMessage()
-        self.rfile.close()
         try:
             head = read_head(self.connection, HEAD_SECONDS, lambda: self.server.head_has_come(self.connection))
         except HeadRefused as exc:
@@ -1512,7 +1507,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_OPTIONS(self) -> None:
         """The question of a browser whether a page of another origin may ask (CORS preflight)."""
         if self.server.config.Server.allowed_origins:
-            self._head(204, _CORS_PREFLIGHT if self._allowed_origin() else {"Content-Length": "0"})
+            self._head(204, _CORS_PREFLIGHT if self._allowed_origin() else {})
         else:
             self.send_error(501)
 
@@ -1525,7 +1520,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
         Closing over unread bytes would reset the connection, and the answer with it (RFC 9112, section 9.6).
         """
-        self.close_connection = True
         self._answer(status, text)
         self.connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _DRAIN_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import queue
@@ -14,6 +15,7 @@ from typing import Any, Callable, cast
 
 import pytest
 import websocket
+from wsproto.events import CloseConnection
 
 import jumpserver
 from tests.support import RunningServer, connected, drop, end_shell, frame, read_until, ssh_head
@@ -33,6 +35,7 @@ class Owner:
         self.room.set()
 
     def stop(self, end: jumpserver.End) -> None:
+        self.end = end
         self.ended.set()
         self.room.set()
 
@@ -93,6 +96,7 @@ def test_a_browser_that_never_answers_a_ping_is_dropped(monkeypatch: pytest.Monk
     monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.05)
     with browser_socket(lambda message: None) as (near, _, ended):
         assert ended.wait(5)
+        assert cast(Owner, near._session).end == jumpserver.BROWSER_SILENT
         with pytest.raises(jumpserver.BrowserGone):
             near.send(b"x")
 
@@ -145,8 +149,7 @@ def test_a_slow_browser_that_keeps_taking_is_not_dropped(monkeypatch: pytest.Mon
     monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
     small, tick = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)], threading.Event()
     with browser_socket(lambda message: None, sockopt=small) as (near, far, ended), ThreadPoolExecutor(1) as pool:
-        near.sock._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MIB)  # of which a third must drain to go on
-        sending = pool.submit(near.send, bytes(8 * MIB))
+        sending = pool.submit(near.send, bytes(16 * MIB))  # four times what the system buffers
         assert far.sock
         for _ in range(30):
             far.sock.recv(16 * KIB)
@@ -155,6 +158,14 @@ def test_a_slow_browser_that_keeps_taking_is_not_dropped(monkeypatch: pytest.Mon
         while not sending.done():
             far.sock.recv(MIB)
         sending.result()
+
+
+def test_nothing_can_be_sent_once_the_close_frame_is_out() -> None:
+    with browser_socket(lambda message: None) as (near, _, _):
+        near.ws.send(CloseConnection(1000))  # as simple-websocket does before it clears ``connected``
+        with pytest.raises(jumpserver.BrowserGone):
+            near.send(b"x")
+        near.finish(1000, "")
 
 
 def test_a_message_that_had_to_wait_for_room_proves_life(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +184,18 @@ def test_a_message_that_had_to_wait_for_room_proves_life(monkeypatch: pytest.Mon
         assert (messages.get(timeout=5), messages.get(timeout=5)) == ("first", "second")
 
 
+def test_a_close_frame_waits_for_what_is_being_sent() -> None:
+    with browser_socket(lambda message: None) as (near, far, _), ThreadPoolExecutor(1) as pool:
+        with near._shared.lock:  # as a thread that is sending holds it
+            finishing = pool.submit(near.finish, 1000, "over")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                finishing.result(0.2)
+            near.send(b"last")
+        assert far.recv_data() == (websocket.ABNF.OPCODE_BINARY, b"last")
+        assert far.recv_data() == (websocket.ABNF.OPCODE_CLOSE, b"\x03\xe8over")
+        finishing.result()
+
+
 def test_small_frames_are_not_held_back() -> None:
     with browser_socket(lambda message: None) as (near, _, _):
         assert near.sock._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -182,7 +205,8 @@ def test_small_frames_are_not_held_back() -> None:
 def test_a_fault_in_a_message_ends_the_connection() -> None:
     with browser_socket(lambda message: [][1]) as (near, far, ended):
         far.send("x")
-        assert ended.wait(5) and not near.connected
+        assert ended.wait(5) and not near.connected and far.sock
+        assert read_until(far.sock) == b""
 
 
 BROKEN_FRAMES = {
