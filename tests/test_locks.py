@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support import need_program
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ["requirements.txt", "requirements-demo.txt", "requirements-dev.txt"]
@@ -90,6 +93,15 @@ def test_page_assets_are_pinned_with_hashes_and_name_no_host() -> None:
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), name
         assert asked.get(name.partition("/")[2], package["version"]) == package["version"], name
     assert "resolved" not in text and "://" not in text
+
+
+@pytest.mark.parametrize(("target", "lock"), [("demo", LOCKS[1]), ("bench", LOCKS[1]), ("test", LOCKS[2])])
+def test_each_target_installs_its_own_lock_and_no_more(target: str, lock: str) -> None:
+    command = [need_program("make"), "--dry-run", "--always-make", target]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"pip install .* (\S+\.txt)", said) == [lock]
+    assert "npm ci" in said
+    assert not {"mypy", "playwright", "hypothesis"} & {pin.name for pin in pins(LOCKS[1])}
 
 
 @pytest.mark.parametrize("file", ["Makefile", "README.md", ".ci/run"])
