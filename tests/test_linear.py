@@ -24,7 +24,6 @@ from tests.support import RunningServer
 MODULES: list[types.ModuleType] = [jumpserver, hooks, k8s_exec, recorder]
 LIMIT_SECONDS = 2  # of processor time; what is tried here takes some milliseconds, or it would take minutes
 METHODS = {"match", "fullmatch", "search", "sub", "subn", "split", "findall", "finditer"}
-LEAVING = {"_NO_ENV"}  # k8s_exec's list of variables, which an allow-list is to replace
 
 
 # ---- the patterns of the product
@@ -49,8 +48,7 @@ def patterns() -> dict[str, list[re.Pattern[Any]]]:
         classes = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
         for owner in (module, *(value for value in classes if isinstance(value, type))):
             for name, value in vars(owner).items():
-                if name not in LEAVING:
-                    found.setdefault(name, []).extend(held(value))
+                found.setdefault(name, []).extend(held(value))
     return {name: values for name, values in found.items() if values}
 
 
@@ -118,7 +116,7 @@ def test_every_pattern_is_compiled_where_it_is_found() -> None:
 
 
 def test_patterns_that_are_handed_around_are_only_matched() -> None:
-    names = {*patterns(), *LEAVING, ""}  # "": methods of literals, which are str's
+    names = {*patterns(), ""}  # "": methods of literals, which are str's
     for name, used in methods().items():
         if name not in names:
             assert not used & {"fullmatch", "search", "sub", "subn", "findall", "finditer"}, name
