@@ -2021,7 +2021,7 @@ def serve(config: Config, hooks: Hooks) -> int:
     # Freeing one large untouched block makes glibc keep freed memory instead of giving each piece of output back to
     # the kernel at once. Measured: 1.4 times the throughput.
     bytes(8 << 20)
-    raise_descriptor_limit(6 * config.Server.max_sessions + 500)
+    raise_descriptor_limit(8 * config.Server.max_sessions + 500)
     server = JumpServer(config, hooks)
     # A handler alone might not wake a main thread that waits for a lock; a byte on a socket always does.
     woken, waker = socket.socketpair()
@@ -2042,7 +2042,7 @@ def serve(config: Config, hooks: Hooks) -> int:
 
 
 def raise_descriptor_limit(wanted: int) -> None:
-    """A session needs four descriptors, and two more while it opens; 1,024 is a common limit. Does what it may."""
+    """A session needs six descriptors, and two more while it opens; 1,024 is a common limit. Does what it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
