@@ -1014,19 +1014,22 @@ _NOT_ALLOWED = re.compile(r"""exec: \\?"([^"\\]*)\\?": permission denied""")
 SHELLS = ("sh", "bash", "/bin/sh", "/bin/bash", "/bin/ash", "/usr/bin/bash", "/busybox/sh")
 WINDOWS_SHELLS = ("powershell.exe", "cmd.exe")
 
-# $0 session id, $1 folder, $2 the shell that runs this, $3 columns, $4 rows, then the command if there is one. The
-# first line is never shown: it says that the script runs, whatever comes after. The size is set here, since the
-# message that tells it may come after the first prompt; without stty it must do. The variable tells the hang-up which
-# processes are the session's: its second half is the process id of the shell, and so their session's.
+# Runs the next one, $2, in the same process, but with a variable that tells the hang-up which processes are the
+# session's: its second half is the process id of the shell, and so their session's. /proc shows it from the exec on.
+_TAG = 'JUMPSERVER_SESSION=$0:$$; export JUMPSERVER_SESSION; exec "$1" -c "$2" "$0" "$@"'
+
+# $0 session id, $1 the shell that runs this, $3 folder, $4 columns, $5 rows, then the command if there is one. The size
+# is set here, since the message that tells it may come after the first prompt; without stty it must do. The line after
+# that is never shown: it says that the script runs, whatever comes then.
 _START = """
+stty cols "$4" rows "$5" 2>/dev/null
 echo "$0"
-TERM=xterm-256color JUMPSERVER_SESSION=$0:$$
-export TERM JUMPSERVER_SESSION
+TERM=xterm-256color
+export TERM
 [ -n "$LC_ALL$LC_CTYPE$LANG" ] || export LANG=C.UTF-8
-[ -z "$1" ] || cd "$1" || exit 1
-fallback=$2
-stty cols "$3" rows "$4" 2>/dev/null
-shift 4
+[ -z "$3" ] || cd "$3" || exit 1
+fallback=$1
+shift 5
 [ $# -eq 0 ] || exec "$@"
 for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && exec "$shell"; done
 exec "$fallback"
@@ -2342,35 +2345,32 @@ def _open_best(
     """Try one program after the other. What happened decides, since each runtime has its own words for it."""
     failures: list[ExitStatus] = []
     for program in SHELLS:
-        script = [program, "-c", _START, session_id, directory, program, *map(str, size), *command]
+        script = [program, "-c", _TAG, session_id, program, _START, directory, *map(str, size), *command]
         try:
-            pod = _try_program(target, script, size, deadline, session_id.encode(), failures)
+            tried = _try_program(target, script, size, deadline, session_id.encode())
         except PodLost:  # it may run all the same
             hang_up(target, session_id, program, timeout=_UNSURE_SECONDS)
             raise
-        if pod is not None:
-            return Shell(pod, program, target)
+        if isinstance(tried, PodExec):
+            return Shell(tried, program, target)
+        failures.append(tried)
     bare = [command] if command else [[name] for name in WINDOWS_SHELLS if all(end.code is None for end in failures)]
     for words in bare if not directory else ():
-        pod = _try_program(target, words, size, deadline, b"", failures)
-        if pod is not None:
-            return Shell(pod, "", target)
+        tried = _try_program(target, words, size, deadline, b"")
+        if isinstance(tried, PodExec):
+            return Shell(tried, "", target)
+        failures.append(tried)
     for failure in failures:
         if not failure.not_found:
             raise ExecRefused(0, failure.message)
-    tried = printable(command[0]) if command else ", ".join((*SHELLS, *(words[0] for words in bare)))
-    raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {tried})")
+    names = printable(command[0]) if command else ", ".join((*SHELLS, *(words[0] for words in bare)))
+    raise ExecRefused(0, f"the container's image has no shell and nothing else that could be run (tried: {names})")
 
 
 def _try_program(
-    target: Target,
-    command: Sequence[str],
-    size: tuple[int, int],
-    deadline: float,
-    mark: bytes,
-    failures: list[ExitStatus],
-) -> PodExec | None:
-    """The program once it runs; or None, and one more of the ``failures``."""
+    target: Target, command: Sequence[str], size: tuple[int, int], deadline: float, mark: bytes
+) -> PodExec | ExitStatus:
+    """The program once it runs, or how it ended instead."""
     pod = PodExec.open(target, command, timeout=max(0.1, deadline - time.monotonic()))
     try:
         with contextlib.suppress(PodLost):  # the end, if it is one, is read below, with its status
@@ -2378,12 +2378,11 @@ def _try_program(
         failure = pod.started(mark, max(0.1, deadline - time.monotonic()) if mark else _SILENT_SECONDS)
         if failure is None:
             return pod
-        failures.append(failure)
     except BaseException:
         pod.close()
         raise
     pod.close()
-    return None
+    return failure
 
 
 def hang_up(target: Target, session_id: str, program: str, *, timeout: float) -> HangUp:
