@@ -768,6 +768,8 @@ class Session:
         self._pod: PodExec | None = None
         self._target: Target | None = None
         self._hang_up_program = ""
+        self._hang_up_tried = threading.Event()
+        self._hang_up_refused = False
         self._browser: BrowserSocket | None = None
         self._input_thread: threading.Thread | None = None
         self._recorder: Recorder | None = None
@@ -915,25 +917,28 @@ class Session:
         """Tell the browser, free everything, and say goodbye to the hook. Every step is tried."""
         end = self.stop(SERVER_FAULT)  # which counts only if nothing else has ended the session
         with contextlib.ExitStack() as steps:  # from the last one to the first
+            steps.callback(self._close_pod)
             steps.callback(self._logout, end)
             steps.callback(self._close_recording)
-            steps.callback(self._close_pod)
             steps.callback(self._close_browser, end)
-            steps.callback(self._leave_pod)
             steps.callback(self._say_goodbye, end)
 
-    def _leave_pod(self) -> None:
-        """Let the shell go over the stream that is still open, and drop it: what is blocked in a write wakes."""
-        if self._pod is not None:
-            if self._pod.exit is None and self._hang_up_program and not self._auth.command:
-                self._pod.leave(LEAVE_SECONDS)
-            self._pod.abort()
-
     def _close_pod(self) -> None:
-        if self._pod is not None:
-            if self._input_thread is not None:
-                self._input_thread.join()
-            self._pod.close()
+        """Drop the connection, once the keeper has hung up what is left: the stream is the last way into the pod.
+
+        Where another exec is refused (credentials that have expired), the shell is left by keys over that stream. Not
+        before, since keys would also end what a tmux or screen in it is there to keep.
+        """
+        if self._pod is None:
+            return
+        if self._pod.exit is None and self._hang_up_program:
+            self._hang_up_tried.wait(2 * HANG_UP_TIMEOUT_SECONDS)
+            if self._hang_up_refused and not self._auth.command:
+                self._pod.leave(LEAVE_SECONDS)
+        self._pod.abort()
+        if self._input_thread is not None:
+            self._input_thread.join()
+        self._pod.close()
 
     def _close_recording(self) -> None:
         if self._recorder is None:
@@ -960,6 +965,8 @@ class Session:
             self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code, reusable=reusable)
 
     def _close_browser(self, end: End) -> None:
+        if self._pod is not None and not self._pod.ready():
+            self._pod.abort()  # the browser's thread may be blocked in a write to it
         if self._browser is not None:
             self._browser.finish(end.close_code, end.reason)
 
@@ -1000,6 +1007,8 @@ class Session:
         """End what a session that did not end by itself left in the pod. A thread of the keeper's."""
         assert self._target is not None  # noqa: S101
         told = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
+        self._hang_up_refused = told.count is None and not told.again
+        self._hang_up_tried.set()
         return told.count, told.again
 
     def _log_fields(self) -> dict[str, object]:
@@ -1063,10 +1072,10 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read``, which then drops the pod's connection and with it wakes every thread
-        in ``pod.write``; waits for input, for room and for the end of a pause (BrowserInput.close). Not woken, but
-        limited: opening the pod (15 s), letting the shell go (1 s), asking why it was lost (5 s), hooks (5 s a call to
-        the platform), sending to the browser (30 s; abort() wakes it).
+        Wakes: the output thread in ``pod.read``, which then wakes every thread in ``pod.write``; waits for input, for
+        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s), asking why
+        it was lost (5 s), hooks (5 s a call to the platform), waiting for the hang-up (10 s) and sending to the browser
+        (30 s), which both abort() wakes, leaving the shell (1 s).
         """
         with self._lock:
             if self._end is not None:
@@ -1079,7 +1088,8 @@ class Session:
         return end
 
     def abort(self) -> None:
-        """Drop the browser's connection: wakes a send to a browser that takes nothing."""
+        """Drop the browser's connection: wakes a send to a browser that takes nothing. Wait for no hang-up."""
+        self._hang_up_tried.set()
         with self._lock:
             browser = self._browser
         if browser is not None:

@@ -19,7 +19,7 @@ import pytest
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
 from k8s_exec import HangUp
-from tests.support import LOOPBACK, Listener, RunningServer, Terminal, nothing_left, wait_until
+from tests.support import LOOPBACK, Listener, RunningServer, Terminal, need_program, nothing_left, wait_until
 
 BARE = Pod("default", "bare", programs=("sh",), tools=("sleep",))
 FLAVOURS = ("new", "old")
@@ -386,3 +386,28 @@ def test_a_shell_whose_start_was_never_answered_is_hung_up(cluster: StandIn) -> 
             k8s_exec.open_shell(target, str(uuid.uuid4()), (), "", (80, 24), timeout=1.0)
     assert [record.http_status for record in cluster.execs] == [101, 101]
     wait_until(lambda: not cluster.processes("default", "demo"), "an empty pod")
+
+
+@pytest.mark.parametrize(
+    "keys", ["", "echo half", "sleep 1000\n", "vi notes\n"], ids=["idle", "half a line", "sleep", "vi"]
+)
+def test_a_session_whose_credentials_have_expired_leaves_no_shell(
+    cluster: StandIn, server: RunningServer, keys: str
+) -> None:
+    terminal = opened(server)
+    terminal.type(keys)
+    wait_until(lambda: not keys.endswith("\n") or len(cluster.processes()) > 1, "the program")
+    cluster.expire_token()
+    assert after_drop(server, terminal) is None
+    wait_until(lambda: not cluster.processes("default", "demo"), "an empty pod")
+
+
+def test_a_multiplexer_survives_its_terminal(cluster: StandIn, server: RunningServer) -> None:
+    """As it does when a real terminal goes away: keys typed into it would end it."""
+    need_program("tmux")
+    terminal = opened(server)
+    terminal.type("TMUX_TMPDIR=$PWD tmux new 'sleep 1000'\n")
+    wait_until(lambda: "sleep" in programs(cluster), "sleep in tmux")
+    after_drop(server, terminal)
+    wait_until(lambda: not {"bash", "sh"} & set(programs(cluster)), "the end of the shell")
+    assert "sleep" in programs(cluster)
