@@ -28,6 +28,7 @@ import os
 import re
 import resource
 import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -545,7 +546,9 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def _thread(self) -> None:
         self._started.wait()
         try:
-            super()._thread()
+            with selectors.DefaultSelector() as selector:  # simple-websocket does not close its own on every way out
+                self.selector_class = lambda: selector
+                super()._thread()
         except Exception:
             self._session.fault()
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
