@@ -29,6 +29,7 @@ import os
 import re
 import resource
 import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -570,7 +571,9 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
     def _thread(self) -> None:
         self._started.wait()
         try:
-            super()._thread()
+            with selectors.DefaultSelector() as selector:  # simple-websocket does not close its own on every way out
+                self.selector_class = lambda: selector
+                super()._thread()
         except Exception:
             self._session.fault()
         finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
@@ -1438,7 +1441,7 @@ def _check_head(head: bytes) -> None:
     longest = max(map(len, headers), default=0)
     if len(head) > HEAD_LIMIT_BYTES or longest > LINE_LIMIT_BYTES or len(headers) > HEAD_LINES_LIMIT + 1:
         raise HeadRefused(431, "the headers are longer than 32 KiB, or 64 KiB together, or more than 99")
-    if b"\r" in line or b"\0" in line or not all(map(_HEADER.fullmatch, headers[:-2])):
+    if not all(map(_HEADER.fullmatch, headers[:-2])):
         raise HeadRefused(400, "this request is not valid HTTP")
 
 
@@ -1883,7 +1886,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         crowd = self.config.Server.crowd(parse_address(client_address[0]))
         with self._changed:
             while not self._has_room(crowd):
-                self._changed.wait(0.1)  # for threads that have something to read
+                self._changed.wait(0.02)  # for threads that have something to read
             self._connections.add(request)
             self._heads[request] = crowd
         try:
@@ -1909,7 +1912,6 @@ class JumpServer(http.server.ThreadingHTTPServer):
     def head_has_come(self, connection: socket.socket) -> bool:
         """Count the connection no longer among those that keep others waiting. False: it has had to give way."""
         with self._changed:
-            self._changed.notify_all()
             return self._heads.pop(connection, None) is not None
 
     def get_request(self) -> tuple[socket.socket, Any]:

@@ -311,6 +311,8 @@ def test_half_a_head_is_no_event(server: RunningServer, caplog: pytest.LogCaptur
             sock.sendall(said)
             sock.shutdown(socket.SHUT_WR)
             assert read_until(sock) == b""
+    wait_until(lambda: not server.server._connections)
+    assert not server.server._heads
     assert caplog.messages == []
 
 

@@ -191,6 +191,13 @@ def test_downloads_that_nobody_takes_keep_terminals_and_the_probe_going(server: 
     wait_until(lambda: exchange(server.port, request_head("/")).startswith(b"HTTP/1.1 200 "), "a free place")
 
 
+@pytest.mark.usefixtures("small_buffers")
+def test_a_download_that_nobody_takes_is_cut(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
+    with stuck_download(server.port):
+        wait_until(lambda: not server.server._connections, seconds=jumpserver.HEAD_SECONDS / 2)
+
+
 V1 = "Sec-WebSocket-Protocol: jumpserver.v1"
 
 
@@ -253,6 +260,20 @@ def test_a_head_has_one_limit_and_what_is_over_it_is_refused_in_words(
     assert answer.endswith(f"\r\n\r\n{words}\n".encode())
 
 
+@pytest.mark.parametrize("line_end", ["\r\n", "\n"])
+def test_a_head_that_comes_a_byte_at_a_time_is_read_to_its_last_byte(line_end: str) -> None:
+    head = f"GET / HTTP/1.1{line_end}Host: x{line_end}{line_end}".encode()
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(jumpserver.read_head, near, 10, lambda: True)
+        for byte in head[:-1]:
+            far.sendall(bytes([byte]))
+            wait_until(lambda: is_open(near), "the byte being read")
+        far.sendall(head[-1:] + b"what follows")
+        assert reading.result() == head
+        assert near.recv(100) == b"what follows"
+
+
 def test_60_heads_of_6_mb_cost_little_memory(server: RunningServer) -> None:
     head = HEADS["99 headers of 65 KB"][0]
     tracemalloc.start()
@@ -266,7 +287,10 @@ def test_60_heads_of_6_mb_cost_little_memory(server: RunningServer) -> None:
     assert peak < 60 * MIB
 
 
-def test_a_refused_request_that_is_still_being_sent_gets_its_answer(server: RunningServer) -> None:
+def test_a_refused_request_that_is_still_being_sent_gets_its_answer_and_its_end(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumpserver, "_DRAIN_SECONDS", 60)
     head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {8 * MIB}\r\n\r\n".encode()
     assert exchange(server.port, head + bytes(8 * MIB)).startswith(b"HTTP/1.1 501 ")
 
