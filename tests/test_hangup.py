@@ -260,7 +260,7 @@ def test_thousands_of_foreign_processes_cost_little(cluster: StandIn, server: Ru
 
 
 def tell(cluster: StandIn, session_id: str = "", *, timeout: float = 10.0) -> HangUp:
-    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig()), "default", "demo")
+    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "demo")
     return k8s_exec.hang_up(target, session_id or str(uuid.uuid4()), "sh", timeout=timeout)
 
 
@@ -339,7 +339,7 @@ def test_another_try_is_of_use_where_the_cluster_did_not_answer(cluster: StandIn
 
 
 def test_another_try_is_of_no_use_where_the_cluster_says_no(cluster: StandIn) -> None:
-    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig()), "default", "finished")
+    target = k8s_exec.Target(k8s_exec.load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "finished")
     assert k8s_exec.hang_up(target, "x", "sh", timeout=10.0) == HangUp(None, again=False)
     assert k8s_exec.hang_up(target, "x", "", timeout=10.0) == HangUp(None, again=False)
     cluster.delete_pod("default", "demo")

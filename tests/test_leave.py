@@ -14,7 +14,7 @@ import pytest
 
 from demo.cluster import StandIn
 from k8s_exec import ExitStatus, HangUp, PodExec, Target, hang_up, load_kubeconfig, open_shell
-from tests.support import WAIT_SECONDS, nothing_left, wait_until
+from tests.support import LOOPBACK, WAIT_SECONDS, nothing_left, wait_until
 
 SESSION = str(uuid.uuid4())  # pods of the stand-in see the processes of other tests
 LEAVE_SECONDS = 5.0  # a busy machine takes its time; what matters in use is bounded by the caller
@@ -27,7 +27,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[StandIn]:
 
 
 def target_of(cluster: StandIn, pod: str = "demo") -> Target:
-    return Target(load_kubeconfig(cluster.kubeconfig()), "default", pod)
+    return Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", pod)
 
 
 @contextlib.contextmanager

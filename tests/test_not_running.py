@@ -13,7 +13,7 @@ import trustme
 import k8s_exec
 from demo.cluster import Pod, StandIn, User
 from k8s_exec import ExecRefused, Shell, Target, default_container, explain_not_running, load_kubeconfig, open_shell
-from tests.support import nothing_left
+from tests.support import LOOPBACK, nothing_left
 from tests.test_k8s_exec import RawServer, answer, http_error
 
 PODS = (
@@ -40,7 +40,7 @@ def blind() -> Iterator[StandIn]:
 
 def opened(cluster: StandIn, pod: str, container: str = "") -> Shell:
     """A shell in the pod; its connection has been dropped."""
-    target = Target(load_kubeconfig(cluster.kubeconfig()), "default", pod, container)
+    target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", pod, container)
     shell = open_shell(target, str(uuid.uuid4()), ["true"], "", (80, 24), timeout=10.0)
     shell.pod.close()
     return shell
@@ -126,7 +126,7 @@ def test_an_end_by_lack_of_memory_is_told_of_every_kind_of_container(cluster: St
     assert opened(cluster, "demo", container).target.container == container
     begin = time.time()
     cluster.fail_pod("default", "demo", "oom")
-    target = Target(load_kubeconfig(cluster.kubeconfig()), "default", "demo", container)
+    target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "demo", container)
     assert "(OOMKilled)" in k8s_exec.why_lost(target, begin, timeout=0.1)
 
 

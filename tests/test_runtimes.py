@@ -11,7 +11,7 @@ import pytest
 import k8s_exec
 from demo.cluster import Pod, StandIn
 from k8s_exec import ExecRefused, PodLost, Target, load_kubeconfig, open_shell
-from tests.support import RunningServer, nothing_left, wait_until
+from tests.support import LOOPBACK, RunningServer, nothing_left, wait_until
 
 RUNTIMES = ("runc", "docker", "crun", "kata")
 PODS = (
@@ -137,7 +137,7 @@ def test_a_command_that_a_windows_pod_has_not_is_named(server: RunningServer) ->
 
 def test_a_program_that_may_not_run_is_said_when_nothing_else_does(cluster: StandIn) -> None:
     (cluster.find("default", "runc-none").bin / "sh").write_text("not a program")
-    target = Target(load_kubeconfig(cluster.kubeconfig()), "default", "runc-none")
+    target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "runc-none")
     with pytest.raises(ExecRefused, match="may not run the program 'sh': permission denied"):
         open_shell(target, str(uuid.uuid4()), (), "", (80, 24), timeout=10.0)
     assert len(cluster.execs) > 2
@@ -151,7 +151,7 @@ def test_a_shell_that_never_says_that_it_runs_is_given_up_in_time(
     shell.unlink()
     shell.write_text("#!/bin/sh\nexec sleep 1000\n")
     shell.chmod(0o755)
-    target = Target(load_kubeconfig(cluster.kubeconfig()), "default", "odd")
+    target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "odd")
     with pytest.raises(PodLost, match="did not start in time"):
         open_shell(target, str(uuid.uuid4()), (), "", (80, 24), timeout=0.5)
     assert commands(cluster) == ["sh", "sh"]  # the second is its hang-up
@@ -160,7 +160,7 @@ def test_a_shell_that_never_says_that_it_runs_is_given_up_in_time(
 @pytest.mark.parametrize("what", ["command", "directory"])
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"], ids=ascii)
 def test_what_no_program_can_be_given_is_a_sentence(cluster: StandIn, what: str, text: str) -> None:
-    target = Target(load_kubeconfig(cluster.kubeconfig()), "default", "demo")
+    target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "demo")
     command, directory = ([text], "") if what == "command" else ([], text)
     with pytest.raises(ExecRefused, match="the command or its directory holds a character"):
         open_shell(target, str(uuid.uuid4()), command, directory, (80, 24), timeout=10.0)
