@@ -2043,7 +2043,11 @@ class PodExec:
         self._early = b""  # printed before the first read
         self._fragments: bytearray | None = None  # of a message that is not whole yet
         self._woken = False
-        self._waker, self._alarm = socket.socketpair()
+        try:
+            self._waker, self._alarm = socket.socketpair()
+        except OSError as exc:  # the program may run by now
+            stream.close()
+            raise PodLost(f"the jumpserver cannot open another connection now: {exc.strerror}") from None
         self.exit: ExitStatus | None = None
 
     @classmethod

@@ -135,6 +135,8 @@ def serve(sock: socket.socket, context: ssl.SSLContext) -> None:
             finish(tls, b"hung up 0\n")
             tls.recv(1)
             return
+        if words[1] == "-c":  # the server's start script, which first says that it runs
+            tls.sendall(frame(_STDOUT + words[3].encode() + b"\r\n"))
         mode, *numbers = words[words.index("bench") + 1 :]
         if mode == "flood":
             flood(tls, *map(int, numbers))
