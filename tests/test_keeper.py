@@ -154,7 +154,7 @@ def test_what_could_not_be_written_by_the_end_is_in_the_log_whole(
         with locked(server):
             started = time.monotonic()
             server.stop(4.0)
-            assert time.monotonic() - started < 8
+            assert time.monotonic() - started < 4.3
         for terminal in terminals:
             terminal.drop()
     lines = [record.getMessage() for record in caplog.records if "is not in the ledger" in record.getMessage()]
