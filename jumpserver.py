@@ -994,13 +994,10 @@ class Session:
             exit=info.exit_code,
             reason=info.reason,
         )
-        self._keeper.ended(info, self._hang_up if self._hang_up_program and end.exit_code is None else None)
-
-    def _hang_up(self) -> tuple[int | None, bool]:
-        """End what a session that did not end by itself left in the pod. A thread of the keeper's."""
-        assert self._target is not None  # noqa: S101
-        told = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
-        return told.count, told.again
+        later = None  # and nothing of this object with it: the cluster may be away for hours
+        if self._target is not None and self._hang_up_program and end.exit_code is None:
+            later = functools.partial(_hang_up, self._target, self.id, self._hang_up_program)
+        self._keeper.ended(info, later)
 
     def _log_fields(self) -> dict[str, object]:
         return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
@@ -1147,6 +1144,12 @@ def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") ->
     return HOOK_FAILED
 
 
+def _hang_up(target: Target, session_id: str, program: str) -> tuple[int | None, bool]:
+    """End what a session that did not end by itself left in the pod: how many processes, and whether to try again."""
+    told = hang_up(target, session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
+    return told.count, told.again
+
+
 def load_cluster(config: Config, auth: TokenAuthData) -> Cluster:
     """The cluster of a token: its own kubeconfig, the operator's, or the one that this server runs in.
 
@@ -1177,18 +1180,25 @@ class Chores:
         return ""
 
     def examine(self, info: SessionInfo) -> SessionInfo:
-        """Cut the torn last line of a lost session's recording; returns the session with what the recording says."""
+        """Mend a lost session's recording, if it can be written; returns the session with what the recording says."""
         lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
         try:
             path = find_recording(self._config.record_path, info.filename)
-            log_event("mended", session=info.session_id, file=path, bytes_cut=repair(path))
-            mark_incomplete(path)
+            self._mend(info.session_id, path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
             return lost
         logout_at = min(info.login_at + found.seconds, lost.logout_at or info.login_at)
         return dataclasses.replace(lost, logout_at=logout_at, size=found.size, sha256=found.sha256)
+
+    def _mend(self, session_id: str, path: Path) -> None:
+        """Cut the torn last line, and say that the session went on."""
+        try:
+            log_event("mended", session=session_id, file=path, bytes_cut=repair(path))
+            mark_incomplete(path)
+        except RecordError as exc:
+            log_event("error", session=session_id, error=exc)
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """Hang up a session of a server that has died: how many processes, and whether to try again."""
@@ -1203,9 +1213,9 @@ class Chores:
             log_event("error", session=info.session_id, error=f"cannot be hung up: {type(exc).__name__}: {exc}")
             return None, False
         for program in SHELLS:  # which one it was died with the server
-            told = hang_up(target, info.session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
-            if told.count is not None or told.again:
-                return told.count, told.again
+            count, again = _hang_up(target, info.session_id, program)
+            if count is not None or again:
+                return count, again
         return None, False
 
 
