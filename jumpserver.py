@@ -430,18 +430,6 @@ def check_record_path(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: path in [Record]: {there} {why}")
 
 
-def make_record_path(config: Config, file: Path) -> None:
-    """Make the record folder and try to write in it. Raises ConfigError."""
-    probe = config.record_path / f".probe-{uuid.uuid4().hex}"
-    try:
-        config.record_path.mkdir(mode=0o750, parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as exc:
-        why = f"{config.record_path} cannot be written: {exc.strerror}"
-        raise ConfigError(f"{file}: path in [Record]: {why}") from exc
-
-
 # -- how a session ends -----------------------------------------------------------------------------------------------
 
 # WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
@@ -1999,13 +1987,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(options.jumpserver)
         hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
+        check_record_path(config, options.jumpserver)
         if options.check:
-            check_record_path(config, options.jumpserver)
             for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
                 print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
             print(f"{options.jumpserver}: good")
             return 0
-        make_record_path(config, options.jumpserver)
         return serve(config, hooks_class(config.hooks_settings()))
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
