@@ -513,6 +513,7 @@ class Ledger:
         self._connection = sqlite3.connect(
             self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
+        self._connection.row_factory = sqlite3.Row
         self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
         there = {row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")}
         for name, kind in _NEWER_COLUMNS.items():
@@ -556,7 +557,10 @@ class Ledger:
     def check(self) -> None:
         """Raises LedgerError when no session could be written now."""
         with self._transaction():
-            space = os.statvfs(self.path)
+            self._need_room()
+
+    def _need_room(self) -> None:
+        space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _ROOM_BYTES:
             raise LedgerError(f"db in [Audit]: {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
 
@@ -571,6 +575,7 @@ class Ledger:
         row["server"] = self._server
         row["info"] = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
         with self._transaction() as db:
+            self._need_room()
             db.execute(
                 f"INSERT INTO sessions ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
                 [_storable(value) for value in row.values()],
@@ -605,17 +610,18 @@ class Ledger:
                 with self._reading() as db:
                     servers = {row[0] for row in db.execute(_UNFINISHED_SERVERS)}
                 dead = servers.difference(self._living(), [self._server])
-                return [session for server in dead for session in self._adopt_of(server)]
+                return self._adopt_of(dead) if dead else []
         except OSError as exc:
             raise LedgerError(f"db in [Audit]: {self.path}: {exc}") from exc
 
-    def _adopt_of(self, server: str) -> list[Unfinished]:
+    def _adopt_of(self, servers: Iterable[str]) -> list[Unfinished]:
+        """All or nothing: what stands in the ledger as this server's, nobody takes over as long as it lives."""
+        rows: list[sqlite3.Row] = []
         with self._transaction() as db:
-            db.row_factory = sqlite3.Row
-            rows = db.execute(f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?", (server,)).fetchall()  # noqa: S608
-            db.row_factory = None
-            db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self._server, server))  # noqa: S608
-        return [_unfinished(row) for row in rows]
+            for server in servers:
+                rows += db.execute(f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?", (server,))  # noqa: S608
+                db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self._server, server))  # noqa: S608
+            return [_unfinished(row) for row in rows]
 
     def use_token(self, jti: str, expires_at: float) -> None:
         """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
@@ -744,14 +750,17 @@ class _Job:
         self.unwritten = False
         self.calls: list[_Call] = []  # one at a time; one that has to be tried again lets the next one go first
 
-    def next_call(self, now: float) -> _Call | None:
-        """The call to start now, if there is one: the platform is told of what the ledger has, and of nothing else."""
+    def next_call(self, now: float, again: bool) -> _Call | None:
+        """The call to start now, if there is one: the platform is told of what the ledger has, and of nothing else.
+
+        ``again``: whether it may be one that has been tried.
+        """
         if any(call.running for call in self.calls):
             return None
         for call in self.calls:
             if call.name == "on_logout" and self.unwritten:
                 return None
-            if call.due <= now:
+            if call.due <= now and (again or not call.tries):
                 return call
         return None
 
@@ -770,7 +779,6 @@ class Keeper:
         self._chores = chores
         self._changed = threading.Condition()  # guards all below
         self._jobs: list[_Job] = []
-        self._running: collections.Counter[str] = collections.Counter()  # calls, by peer
         self._woken = False
         self._deadline: float | None = None  # monotonic; set when it is to finish
         self._closed = False  # nothing is written any more
@@ -799,10 +807,10 @@ class Keeper:
         A logout that could not be written by then goes into the log, whole.
         """
         with self._changed:
-            self._deadline = deadline
+            self._deadline = deadline - _TICK_SECONDS  # a write that has begun may take as long
             self._wake()
         if self._thread.is_alive():
-            self._thread.join(max(0.0, deadline - time.monotonic()) + _TICK_SECONDS)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
             self._closed = True
             unwritten = [job.session.info for job in self._jobs if job.unwritten]
@@ -819,17 +827,24 @@ class Keeper:
         look_at = adopt_at = 0.0
         while not self._finished():
             now = time.monotonic()
-            if now >= look_at:
-                self._look()
+            if now >= look_at and self._deadline is None:
+                self._try(self._look)
                 look_at = now + _LOOK_SECONDS
             if now >= adopt_at and self._deadline is None:
-                self._adopt()
+                self._try(self._adopt)
                 adopt_at = now + _ADOPT_SECONDS
-            self._write()
+            self._try(self._write)
             with self._changed:
                 self._start_calls()
                 self._changed.wait_for(lambda: self._woken, _TICK_SECONDS if self._deadline is None else 0.1)
                 self._woken = False
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """Do it. What nobody foresaw goes to the log: without this thread, all logouts would be lost."""
+        try:
+            step()
+        except Exception:
+            log.error("error\n%s", traceback.format_exc())
 
     def _finished(self) -> bool:
         """Whether it is to end, and all is written and tried once, or its time is over."""
@@ -866,6 +881,7 @@ class Keeper:
                     job.calls.append(_Call("examine", functools.partial(self._examine, job), "disk"))
                 else:
                     self._add_calls(job, self._hang_up_later(session))
+                    job.unwritten = job.session != session
                 self._jobs.append(job)
 
     def _hang_up_later(self, session: Unfinished) -> HangUp | None:
@@ -894,21 +910,20 @@ class Keeper:
             if not self.trouble:
                 log_event("error", error=exc)
             return
-        except Exception:
-            log.error("error\n%s", traceback.format_exc())
-            return
         with self._changed:
             for job, session in zip(jobs, sessions):
                 job.unwritten = job.session is not session
             self._jobs = [job for job in self._jobs if job.unwritten or job.calls]
 
     def _start_calls(self) -> None:
-        now = time.monotonic()
-        for job in self._jobs:
-            if sum(self._running.values()) >= _CALLS_AT_ONCE:
+        """Start what is due, as much as may run; first what was tried least: what fails keeps nothing new waiting."""
+        now, again = time.monotonic(), self._deadline is None
+        running = collections.Counter(call.peer for job in self._jobs for call in job.calls if call.running)
+        due = [(job, call) for job in self._jobs for call in (job.next_call(now, again),) if call is not None]
+        for job, call in sorted(due, key=lambda pair: pair[1].tries):
+            if sum(running.values()) >= _CALLS_AT_ONCE:
                 return
-            call = job.next_call(now)
-            if call is None or self._running[call.peer] >= _CALLS_A_PEER or (self._deadline is not None and call.tries):
+            if running[call.peer] >= _CALLS_A_PEER:
                 continue
             thread = threading.Thread(target=self._run_call, args=(job, call), name="keeper-call", daemon=True)
             try:
@@ -916,7 +931,7 @@ class Keeper:
             except RuntimeError:  # no thread can be had now
                 return
             call.running = True
-            self._running[call.peer] += 1
+            running[call.peer] += 1
 
     # The threads of calls.
 
@@ -928,9 +943,8 @@ class Keeper:
             done = False
         with self._changed:
             call.running = False
-            self._running[call.peer] -= 1
             call.tries += 1
-            call.due = time.monotonic() + min(2.0**call.tries, _LONGEST_PAUSE_SECONDS)
+            call.due = time.monotonic() + min(2.0 ** min(call.tries, 10), _LONGEST_PAUSE_SECONDS)
             if done or time.time() - (job.session.info.logout_at or time.time()) > _DAY_SECONDS:
                 job.calls.remove(call)
             names = {left.name for left in job.calls}

@@ -431,18 +431,6 @@ def check_record_path(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: path in [Record]: {there} {why}")
 
 
-def make_record_path(config: Config, file: Path) -> None:
-    """Make the record folder and try to write in it. Raises ConfigError."""
-    probe = config.record_path / f".probe-{uuid.uuid4().hex}"
-    try:
-        config.record_path.mkdir(mode=0o750, parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as exc:
-        why = f"{config.record_path} cannot be written: {exc.strerror}"
-        raise ConfigError(f"{file}: path in [Record]: {why}") from exc
-
-
 # -- how a session ends -----------------------------------------------------------------------------------------------
 
 # WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
@@ -770,9 +758,7 @@ class Session:
         self._end: End | None = None
         self._pod: PodExec | None = None
         self._target: Target | None = None
-        self._hang_up_program = ""
-        self._hang_up_tried = threading.Event()
-        self._hang_up_refused = False
+        self._hang_up: HangUp | None = None  # where the pod has a program for it
         self._browser: BrowserSocket | None = None
         self._input_thread: threading.Thread | None = None
         self._recorder: Recorder | None = None
@@ -855,7 +841,8 @@ class Session:
         auth = self._auth
         shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
         self._auth = dataclasses.replace(auth, container_name=shell.target.container)
-        pod, self._target, self._hang_up_program = shell.pod, shell.target, shell.program
+        pod, self._target = shell.pod, shell.target
+        self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
         with self._lock:
             self._pod = pod
             stopped = self._end is not None
@@ -934,9 +921,9 @@ class Session:
         """
         if self._pod is None:
             return
-        if self._pod.exit is None and self._hang_up_program:
-            self._hang_up_tried.wait(2 * HANG_UP_TIMEOUT_SECONDS)
-            if self._hang_up_refused and not self._auth.command:
+        if self._pod.exit is None and self._hang_up is not None:
+            self._hang_up.tried.wait(2 * HANG_UP_TIMEOUT_SECONDS)
+            if self._hang_up.refused and not self._auth.command:
                 self._pod.leave(LEAVE_SECONDS)
         self._pod.abort()
         if self._input_thread is not None:
@@ -1004,15 +991,7 @@ class Session:
             exit=info.exit_code,
             reason=info.reason,
         )
-        self._keeper.ended(info, self._hang_up if self._hang_up_program and end.exit_code is None else None)
-
-    def _hang_up(self) -> tuple[int | None, bool]:
-        """End what a session that did not end by itself left in the pod. A thread of the keeper's."""
-        assert self._target is not None  # noqa: S101
-        told = hang_up(self._target, self.id, self._hang_up_program, timeout=HANG_UP_TIMEOUT_SECONDS)
-        self._hang_up_refused = told.count is None and not told.again
-        self._hang_up_tried.set()
-        return told.count, told.again
+        self._keeper.ended(info, self._hang_up if end.exit_code is None else None)
 
     def _log_fields(self) -> dict[str, object]:
         return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
@@ -1092,7 +1071,8 @@ class Session:
 
     def abort(self) -> None:
         """Drop the browser's connection: wakes a send to a browser that takes nothing. Wait for no hang-up."""
-        self._hang_up_tried.set()
+        if self._hang_up is not None:
+            self._hang_up.tried.set()
         with self._lock:
             browser = self._browser
         if browser is not None:
@@ -1160,6 +1140,27 @@ def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") ->
     return HOOK_FAILED
 
 
+class HangUp:
+    """The hang-up of one session, for the keeper to call, again and again if need be; the session waits for the first.
+
+    Holds nothing of the session itself: its cluster may be away for hours.
+    """
+
+    def __init__(self, target: Target, session_id: str, program: str) -> None:
+        self._target = target
+        self._session_id = session_id
+        self._program = program
+        self.tried = threading.Event()
+        self.refused = False  # for good
+
+    def __call__(self) -> tuple[int | None, bool]:
+        """How many processes were ended in the pod, None when that is not known; and whether to try again. Blocks."""
+        told = hang_up(self._target, self._session_id, self._program, timeout=HANG_UP_TIMEOUT_SECONDS)
+        self.refused = told.count is None and not told.again
+        self.tried.set()
+        return told.count, told.again
+
+
 def load_cluster(config: Config, auth: TokenAuthData) -> Cluster:
     """The cluster of a token: its own kubeconfig, the operator's, or the one that this server runs in.
 
@@ -1190,18 +1191,25 @@ class Chores:
         return ""
 
     def examine(self, info: SessionInfo) -> SessionInfo:
-        """Cut the torn last line of a lost session's recording; returns the session with what the recording says."""
+        """Mend a lost session's recording, if it can be written; returns the session with what the recording says."""
         lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
         try:
             path = find_recording(self._config.record_path, info.filename)
-            log_event("mended", session=info.session_id, file=path, bytes_cut=repair(path))
-            mark_incomplete(path)
+            self._mend(info.session_id, path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
             return lost
         logout_at = min(info.login_at + found.seconds, lost.logout_at or info.login_at)
         return dataclasses.replace(lost, logout_at=logout_at, size=found.size, sha256=found.sha256)
+
+    def _mend(self, session_id: str, path: Path) -> None:
+        """Cut the torn last line, and say that the session went on."""
+        try:
+            log_event("mended", session=session_id, file=path, bytes_cut=repair(path))
+            mark_incomplete(path)
+        except RecordError as exc:
+            log_event("error", session=session_id, error=exc)
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """Hang up a session of a server that has died: how many processes, and whether to try again."""
@@ -1216,9 +1224,9 @@ class Chores:
             log_event("error", session=info.session_id, error=f"cannot be hung up: {type(exc).__name__}: {exc}")
             return None, False
         for program in SHELLS:  # which one it was died with the server
-            told = hang_up(target, info.session_id, program, timeout=HANG_UP_TIMEOUT_SECONDS)
-            if told.count is not None or told.again:
-                return told.count, told.again
+            count, again = HangUp(target, info.session_id, program)()
+            if count is not None or again:
+                return count, again
         return None, False
 
 
@@ -2001,13 +2009,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(options.jumpserver)
         hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
+        check_record_path(config, options.jumpserver)
         if options.check:
-            check_record_path(config, options.jumpserver)
             for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
                 print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
             print(f"{options.jumpserver}: good")
             return 0
-        make_record_path(config, options.jumpserver)
         return serve(config, hooks_class(config.hooks_settings()))
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)

@@ -92,7 +92,6 @@ def run(links: Links, kubeconfig: Path, folder: Path, port: int) -> None:
         f'[Token]\nsecret = "{links.secret}"\n[Clusters]\ndemo = {json.dumps(str(kubeconfig.absolute()))}\n'
     )
     config = jumpserver.load_config(file)
-    jumpserver.make_record_path(config, file)
     demo_hooks = DemoHooks(config.hooks_settings())
     demo_hooks.links = links
     server = jumpserver.JumpServer(config, demo_hooks)

@@ -180,7 +180,6 @@ class RunningServer(Installation):
 
     def __init__(self, folder: Path, cluster: StandIn, **options: Any) -> None:
         super().__init__(folder, cluster, **options)
-        jumpserver.make_record_path(self.config, self.config_file)
         hooks_file = self.config.Hooks.file
         hooks_class = hooks.load_hooks(self.config.folder / hooks_file if hooks_file else None)
         self.hooks = hooks_class(self.config.hooks_settings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -207,6 +208,22 @@ def test_servers_may_start_together(tmp_path: Path) -> None:
             own.close()
 
 
+def test_of_several_dead_servers_all_is_taken_over_or_nothing(tmp_path: Path) -> None:
+    for number in range(3):
+        with opened(tmp_path) as own:
+            own.login(replace(INFO, session_id=f"id-{number}"))
+    second_fails = (
+        "CREATE TRIGGER second BEFORE UPDATE ON sessions WHEN (SELECT 1 FROM sessions WHERE server = NEW.server)"
+        " BEGIN SELECT RAISE(ABORT, 'not now'); END"
+    )
+    with opened(tmp_path) as again, contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
+        connection.execute(second_fails)
+        with pytest.raises(LedgerError, match="not now"):
+            again.adopt()
+        connection.execute("DROP TRIGGER second")
+        assert len(again.adopt()) == 3
+
+
 OLD_SCHEMA = """
 CREATE TABLE sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
@@ -288,11 +305,13 @@ def test_a_ledger_that_is_no_longer_at_its_path_takes_nothing(ledger: Ledger, tm
         ledger.check()
 
 
-def test_a_full_disk_costs_no_row(tmp_path: Path) -> None:
+def test_a_full_disk_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "small"
     with small_disk(folder), opened(folder) as own:
-        with pytest.raises(LedgerError, match="less than 16 MiB"):
-            own.check()
+        for refused in (own.check, functools.partial(own.login, INFO)):
+            with pytest.raises(LedgerError, match="less than 16 MiB"):
+                refused()
+        monkeypatch.setattr("hooks._ROOM_BYTES", 0)
         own.login(INFO)
         big = replace(ENDED, reason="x" * 100_000)
         filling = fill_up(folder)
