@@ -74,7 +74,7 @@ ENDED = {
     "an output loop": ("yes\r", b"y\r\ny\r\n", "yes"),
     "less": ("less /etc/passwd\r", b"root", "less"),
     "top": ("top\r", b"load average", "top"),
-    "an editor": ("vi notes\r", b"~", ""),
+    "an editor": ("vi notes\r", b"[?1049h", ""),
     "an editor in insert mode": ("vi notes\rihello", b"hello", ""),
     "a stopped job": ("sleep 1000 & kill -STOP $!; echo stop''ped\r", b"stopped\r\n", ""),
     "a shell that ignores HUP": ("trap '' HUP; echo trap''ped\r", b"trapped\r\n", ""),
