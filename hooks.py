@@ -369,7 +369,10 @@ def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
 def _limited(sock: socket.socket) -> Iterator[None]:
     """Cut the connection when the block takes longer than a call to the platform may."""
     cut = threading.Timer(PLATFORM_TIMEOUT_SECONDS, _cut, (sock,))
-    cut.start()
+    try:
+        cut.start()
+    except RuntimeError:
+        raise HookError("no thread can be started for a call to the platform") from None
     try:
         yield
     finally:

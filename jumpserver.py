@@ -411,8 +411,10 @@ def _check_values(config: Config, file: Path) -> None:
     urls = {f"{key} in [Platform]": url for key, url in dataclasses.asdict(config.Platform).items()}
     del urls["authorization in [Platform]"]
     for name, url in {"platform_url in [Server]": config.Server.platform_url, **urls}.items():
-        if url and not _PLATFORM_URL.fullmatch(url):
+        if url and not _is_platform_url(url):
             raise ConfigError(f"{file}: {name} must be an http:// or https:// URL without user and password")
+    if not config.Platform.authorization.isascii():
+        raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
     for name, path in config.Clusters.items():
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
@@ -420,6 +422,12 @@ def _check_values(config: Config, file: Path) -> None:
             raise ConfigError(f"{file}: {name} in [Clusters]: {path} cannot be read: {exc.strerror}") from exc
         except KubeconfigError as exc:
             raise ConfigError(f"{file}: {name} in [Clusters]: {path}: {exc}") from exc
+
+
+def _is_platform_url(url: str) -> bool:
+    with contextlib.suppress(ValueError):  # a port or an address that cannot be
+        return bool(_PLATFORM_URL.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
+    return False
 
 
 def check_record_path(config: Config, file: Path) -> None:

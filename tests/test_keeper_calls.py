@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import socket
 import sqlite3
 import threading
 import time
@@ -148,6 +149,19 @@ def test_a_session_that_has_ended_is_freed_before_its_hang_up_is_done(tmp_path: 
             assert server.rows()[0]["todo"] and ended() is None
         finally:
             server.stop(2.0)
+
+
+def test_a_call_for_which_no_thread_can_be_had_is_told_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", no_thread)
+    with socket.create_server(("127.0.0.1", 0)) as platform:
+        url = f"http://127.0.0.1:{platform.getsockname()[1]}/"
+        with pytest.raises(HookError, match="no thread"):
+            Hooks(HooksSettings(tmp_path / "sessions.db", login_url=url)).on_login(ENDED)
 
 
 # -- what stands in the ledger ----------------------------------------------------------------------------------------
