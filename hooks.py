@@ -687,7 +687,9 @@ def _storable(value: object) -> object:
 
 def _unfinished(row: sqlite3.Row) -> Unfinished:
     """What a row says; the rows of older versions have no ``info``."""
-    kept = json.loads(row["info"] or "{}")
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: the columns must do
+        kept = dict(json.loads(row["info"] or "{}"))
     auth = TokenAuthData(
         **{name: row[name] for name in ("namespace", "pod_name", "container_name", "user")},
         command=tuple(kept.get("command", ())),

@@ -145,8 +145,9 @@ def test_a_session_that_has_ended_is_freed_before_its_hang_up_is_done(tmp_path: 
             del live
             terminal.drop()
             wait_until(lambda: server.rows()[0]["logout_at"], "the end")
-            gc.collect()
-            assert server.rows()[0]["todo"] and ended() is None
+            wait_until(lambda: not len(server.server.sessions), "the end of the session")
+            wait_until(lambda: gc.collect() >= 0 and ended() is None, "the end of all that it held")
+            assert server.rows()[0]["todo"]
         finally:
             server.stop(2.0)
 
@@ -179,12 +180,23 @@ def test_a_row_that_cannot_be_understood_stops_nothing(tmp_path: Path, caplog: p
     with keeping(tmp_path) as (hooks, _):
         session(hooks, "odd")
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection, connection:
-        connection.execute("UPDATE sessions SET info = '[oops'")
+        connection.execute("UPDATE sessions SET logout_at = 1.0, todo = 'odd'")
     with keeping(tmp_path) as (hooks, keeper):
         wait_until(lambda: "Traceback" in caplog.text, "the word about it")
         keeper.ended(session(hooks, "a"), None)
         wait_until(lambda: hooks.told == ["a"], "the logout")
-    assert rows(tmp_path)["odd"] == (None, 0)
+    assert set(rows(tmp_path)) == {"odd", "a"}
+
+
+@pytest.mark.parametrize("damaged", ["[oops", "[]", "[1]", "7", '"x"', "[" * 100_000])
+def test_a_lost_session_whose_fields_are_damaged_is_closed_from_its_columns(tmp_path: Path, damaged: str) -> None:
+    with keeping(tmp_path) as (hooks, _):
+        session(hooks, "odd")
+    with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection, connection:
+        connection.execute("UPDATE sessions SET info = ?", (damaged,))
+    with keeping(tmp_path) as (hooks, _):
+        wait_until(settled(tmp_path), "the ledger")
+        assert hooks.told == ["odd"]
 
 
 def test_a_lost_session_on_a_full_disk_has_its_digest_all_the_same(tmp_path: Path) -> None:
