@@ -402,8 +402,9 @@ def _understood(status: int, answer: bytes) -> Any:
 def _denial(answer: bytes) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(answer)
-        if isinstance(values, dict) and isinstance(values.get("message"), str):
-            return str(values["message"])
+        message = values.get("message") if isinstance(values, dict) else None
+        if message and isinstance(message, str):
+            return str(message)[: _TEXT_LIMITS["message"]]
     return "the platform does not accept this token; open the terminal again from the platform"
 
 
@@ -411,16 +412,18 @@ def _denial(answer: bytes) -> str:
 
 log = logging.getLogger("jumpserver")
 _PLAIN_VALUE = re.compile(r"[!#-<>-\[\]-~]+")
+_VALUE_LIMIT_CHARACTERS = 4096  # as long as a path may be; strangers' words come here, too
+_LEVELS = {"error": logging.ERROR, "trouble": logging.ERROR, "warning": logging.WARNING}  # all else is INFO
 
 
 def log_event(event: str, **fields: object) -> None:
     """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
     pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
-    log.info("%s", " ".join((event, *pairs)))
+    log.log(_LEVELS.get(event, logging.INFO), "%s", " ".join((event, *pairs)))
 
 
 def _log_value(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)[:_VALUE_LIMIT_CHARACTERS]
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
 
 

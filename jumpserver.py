@@ -1958,10 +1958,15 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self.keeper.start()
         self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
         self._thread.start()
-        host, port = self.server_address[:2]
+        host, port = map(str, self.server_address[:2])
         for line in what_is_missing(self.config, type(self.hooks), self.assets):
             log_event("warning", reason=line)
-        log_event("start", version=__version__, listen=f"{host!s}:{port}", records=self.config.record_path)
+        log_event(
+            "start",
+            version=__version__,
+            listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            records=self.config.record_path,
+        )
 
     def trouble(self) -> str:
         """Why no terminal can be opened now; "" when one can."""

@@ -53,8 +53,8 @@ async function refusal(response) {
   const said = plain ? sentence(await response.text().catch(() => "")) : "";
   const { status } = response;
   if (status === 401 || status === 403) {
-    const text = `${said || "The link may have expired."} Open the recording again from where you found it.`;
-    return new Unplayable("You may not play this recording", text);
+    const hint = /\bopen\b/i.test(said) ? "" : "Open the recording again from where you found it.";
+    return new Unplayable("You may not play this recording", `${said || "The link may have expired."} ${hint}`.trim());
   }
   if (status === 404) {
     return new Unplayable("There is no such recording", `${shortName()} was not found. It may have been removed, or the link is incomplete.`);

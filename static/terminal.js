@@ -460,6 +460,9 @@ function openTerminal() {
   term.onData(onData);
   term.onBinary(sendInput);
   term.onResize(sendSize);
+  // xterm.js 6.0.0 does not shrink the alternate screen while that is not shown: it would have lines to scroll back to, and
+  // a finger or wheel would move those instead of the program. A change of this option makes it look at the size again.
+  term.buffer.onBufferChange(() => (term.options.scrollback ^= 1));
   search.onDidChangeResults(showCount);
   new ResizeObserver(scheduleFit).observe(el("terminal"));
   touchTerminal(term, el("terminal"), () => (el("copy-touched").hidden = false));

@@ -535,7 +535,9 @@ def test_a_refusal_with_a_message_is_shown_to_the_user(make: MakeHooks, platform
         assert str(caught.value) == "Der Pod gehört dir nicht"
 
 
-@pytest.mark.parametrize("body", [None, b"<html>no</html>", [], {"message": 3}, {"error": "x"}, b"\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "body", [None, b"<html>no</html>", [], {"message": 3}, {"message": ""}, {"error": "x"}, b"\xff"], ids=repr
+)
 def test_a_refusal_without_a_message_has_a_sentence_of_its_own(
     make: MakeHooks, platform: Platform, body: object
 ) -> None:

@@ -447,8 +447,15 @@ def test_a_missing_recording_is_said_in_words(server: RunningServer, page: Page)
 
 def test_a_bad_token_is_said_in_words(server: RunningServer, page: Page) -> None:
     page.goto(f"{server.url}player.html?filename=any.cast&token=wrong")
-    expect(page.locator("#words")).to_contain_text("You may not play this recording")
+    expect(page.locator("#words-title")).to_have_text("You may not play this recording")
+    expect(page.locator("#words-text")).to_have_text("This link is not valid; open it again from the platform.")
     assert "?" not in page.url  # the token moved to the fragment, which no server sees
+
+
+def test_what_to_do_is_said_where_the_server_does_not(server: RunningServer, page: Page) -> None:
+    page.goto(f"{server.url}player.html#filename=any.cast&token={server.link_token(filename='another.cast')}")
+    said = "This link is for another recording. Open the recording again from where you found it."
+    expect(page.locator("#words-text")).to_have_text(said)
 
 
 def test_an_incomplete_link_is_said_in_words(server: RunningServer, page: Page) -> None:

@@ -162,6 +162,19 @@ def test_a_program_with_a_screen_of_its_own_gets_the_swipe(
     assert phone.evaluate("typed").count(newer) == lines
 
 
+def test_so_it_does_when_the_keyboard_of_the_phone_has_taken_some_lines(server: RunningServer, phone: Page) -> None:
+    open_terminal(phone, server.terminal_url())
+    lines = phone.evaluate(f"{TERMINAL}.rows")
+    phone.set_viewport_size({"width": 375, "height": 400})
+    until(phone, f"{TERMINAL}.rows < {lines}")
+    run(phone, "printf '\\033[?1049h'; seq 1 100; echo filled; cat")
+    wait_for_text(phone, "filled")
+    assert phone.evaluate(f"{TERMINAL}.buffer.active.length == {TERMINAL}.rows")
+    phone.evaluate(CATCH_TYPED)
+    Finger(phone).down(180, 200).move(180, 260).rest().up()
+    until(phone, "/^(\\x1b\\[A)+$/.test(window.typed)")
+
+
 def test_a_long_press_selects_a_word_and_copy_copies_it(server: RunningServer, phone: Page) -> None:
     open_terminal(phone, server.terminal_url())
     run(phone, 'clear; echo "one-$((1 + 0)) \u4f60\u597d-$((1 + 1)) three"')
