@@ -46,6 +46,17 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
         pause.wait(0.01)
 
 
+def wait_until_still(count: Callable[[], int]) -> None:
+    """Wait until the number is above 0 and has stayed the same for a while: who counts it is blocked."""
+    seen: list[int] = []
+
+    def still() -> bool:
+        seen.append(count())
+        return seen[-1] > 0 and seen[-20:].count(seen[-1]) == 20
+
+    wait_until(still)
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}

@@ -108,7 +108,7 @@ def test_times_that_are_right_are_accepted(make: MakeHooks, changes: dict[str, A
         ({"exp": time.time() - 1}, "has expired"),
         ({"exp": 0}, "has expired"),
         ({"exp": -1}, "has expired"),
-        ({"nbf": time.time() + 3600}, "not valid yet"),
+        ({"nbf": time.time() + 300}, "not valid yet"),
         ({"exp": None}, "is not valid"),
         ({"exp": "soon"}, "is not valid"),
         ({"exp": [1]}, "is not valid"),
@@ -168,7 +168,7 @@ NOT_OURS = {
     "payload null": forged({"alg": "HS256"}, None),
     "payload no JSON": forged({"alg": "HS256"}, b"{"),
     "payload no UTF-8": forged({"alg": "HS256"}, b'{"\xff":1}'),
-    "payload deep": forged({"alg": "HS256"}, b"[" * 100_000),
+    "payload deep": forged({"alg": "HS256"}, b"[" * 40_000),
     "empty": "",
     "dots": "..",
     "one part": "abc",
@@ -182,6 +182,7 @@ NOT_OURS = {
     "line break": jwt.encode(GOOD, KEY, "HS256") + "\n",
     "NUL": "\0" + jwt.encode(GOOD, KEY, "HS256"),
     "long": "a" * 1_000_000,
+    "signed and long": jwt.encode({**GOOD, "more": "a" * 70_000}, KEY, "HS256"),
 }
 
 

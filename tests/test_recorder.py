@@ -37,7 +37,7 @@ from recorder import (
     recording_path,
     repair,
 )
-from tests.support import nothing_left
+from tests.support import nothing_left, small_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 MIXED = "aé中文🙂👩‍🚀e\u0301\u2028\x1b[1m終"
@@ -395,6 +395,41 @@ def test_nothing_is_accepted_after_a_failed_fsync(tmp_path: Path, monkeypatch: p
     assert printed(tmp_path / "a.cast") == "first"
 
 
+def test_the_disk_is_waited_for_every_few_seconds_and_not_at_each_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    for expected in (0, 1, 1):
+        recorder.output(b"x")
+        assert len(synced) == expected
+        recorder._synced -= 6 * (expected == 0)  # as if six seconds had gone by
+    recorder.close()
+    assert len(synced) == 2
+
+
+@pytest.mark.parametrize("end", [Recorder.close, Recorder.discard])
+def test_nothing_is_written_after_the_end(tmp_path: Path, end: Callable[[Recorder], object]) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    end(recorder)
+    with (tmp_path / "another").open("wb") as other:  # which gets the number of the descriptor
+        assert other.fileno() == recorder._fd
+        for write in (lambda: recorder.output(b"late"), lambda: recorder.resize(1, 1)):
+            with pytest.raises(RecordError, match="cannot write"):
+                write()
+    assert (tmp_path / "another").read_bytes() == b""
+
+
+def test_what_another_process_appends_is_not_written_over(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    recorder.output(b"before")
+    mark_incomplete(recorder.path)  # by a server that took this one for dead
+    recorder.output(b"after")
+    recorder.close()
+    assert [code for _, code, _ in lines(recorder.path)[1:]] == ["o", "m", "o"]
+
+
 def removed(path: Path) -> None:
     path.unlink()
 
@@ -453,6 +488,15 @@ def test_another_folder_in_the_place_of_the_record_folder_is_noticed(tmp_path: P
     (tmp_path / "root").mkdir()
     with pytest.raises(RecordError, match="not the one of the start"):
         folder.check()
+
+
+def test_another_disk_in_the_place_of_the_record_folder_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with small_disk(root):
+        folder = RecordFolder(root)
+        with small_disk(root):  # whose root has the same inode number
+            with pytest.raises(RecordError, match="not the one of the start"):
+                folder.check()
 
 
 def test_a_record_folder_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,6 +570,8 @@ HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
         (b'[NaN, "o", "a"]\n', 0.0),
         (b"[" + b"9" * 400 + b', "o", "a"]\n', 0.0),
         (b'["1", "o"', 0.0),
+        (b"5\n", 0.0),
+        (b"[null]\n", 0.0),
         (b"[" * 100_000 + b"\n", 0.0),
     ],
     ids=lambda value: None if isinstance(value, float) else f"{len(value)}-bytes",
@@ -553,6 +599,15 @@ def test_a_recording_that_was_cut_off_says_so_once(tmp_path: Path, events: bytes
         assert is_incomplete(file, playable_size(file))
     marker = [1.5 if events else 0.0, "m", "the server ended before the session did"]
     assert lines(path)[1:] == [*map(json.loads, events.splitlines()), marker]
+
+
+def test_the_end_of_a_long_recording_is_read_and_not_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recorder._LINE_LIMIT_BYTES", 100)
+    path = tmp_path / "a.cast"
+    path.write_bytes(HEADER + b'[1.0, "o", "x"]\n' * 100 + b'[2.5, "o", "x"]\n')
+    assert examine(path).seconds == 2.5
 
 
 def test_an_empty_file_is_not_marked(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""The TLS stream to the cluster, below the WebSocket: what it waits for, how much it takes, how its socket is set."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import trustme
+
+import k8s_exec
+from demo.cluster import StandIn
+from k8s_exec import Credential, TlsStream, dial, load_kubeconfig
+from tests.support import LOOPBACK, WAIT_SECONDS, kubeconfig, nothing_left, wait_until_still
+
+CA = trustme.CA()
+CLIENT, SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+CA.configure_trust(CLIENT)
+CA.issue_cert("localhost").configure_cert(SERVER)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+class Counted(ssl.SSLSocket):
+    """Counts the calls into OpenSSL."""
+
+    calls = 0
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        self.calls += 1
+        return super().recv(buflen, flags)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.calls += 1
+        return super().send(data, flags)
+
+
+CLIENT.sslsocket_class = Counted
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Counted, socket.socket]]:
+    """A client whose handshake comes with its first call, which so has to wait for the other side; and that side."""
+    near, far = socket.socketpair()
+    far.settimeout(WAIT_SECONDS)
+    tls = CLIENT.wrap_socket(near, server_hostname="localhost", do_handshake_on_connect=False)
+    assert isinstance(tls, Counted)
+    with tls, far:
+        yield tls, far
+
+
+def test_a_send_waits_for_what_openssl_must_read_first() -> None:
+    with ThreadPoolExecutor(1) as pool, pair() as (tls, far):
+        sent = pool.submit(TlsStream(tls, None).send, b"x")
+        wait_until_still(lambda: tls.calls)
+        with SERVER.wrap_socket(far, server_side=True) as served:
+            assert served.recv(1) == b"x"
+        assert sent.result(WAIT_SECONDS) == 1
+
+
+def test_a_receive_waits_for_what_openssl_must_send_first() -> None:
+    with ThreadPoolExecutor(1) as pool, pair() as (tls, far):
+        stream, waiting = TlsStream(tls, None), 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting += socket.socket.send(tls, bytes(4096))
+        filled = pool.submit(stream.fill, WAIT_SECONDS)
+        wait_until_still(lambda: tls.calls)
+        while waiting:
+            waiting -= len(far.recv(waiting))
+        with SERVER.wrap_socket(far, server_side=True) as served:
+            served.sendall(b"x")
+            assert filled.result(WAIT_SECONDS)
+        assert stream.buffer == b"x"
+
+
+def test_a_request_that_is_not_taken_is_given_up_in_time() -> None:
+    with ThreadPoolExecutor(1) as pool, pair() as (tls, _):
+        sent = pool.submit(TlsStream(tls, time.monotonic() + 0.2).send, b"x")
+        assert isinstance(sent.exception(WAIT_SECONDS), TimeoutError)
+
+
+def test_what_one_fill_takes_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k8s_exec, "_READ_BYTES", 1 << 15)
+    with ThreadPoolExecutor(1) as pool, pair() as (tls, far):
+        stream = TlsStream(tls, None)
+        filled = pool.submit(stream.fill, WAIT_SECONDS)
+        with SERVER.wrap_socket(far, server_side=True) as served:
+            served.sendall(b"x")
+            assert filled.result(WAIT_SECONDS)
+            served.sendall(bytes(100_000))
+            assert stream.fill(WAIT_SECONDS)
+            assert 1 << 15 <= len(stream.buffer) < 3 << 14
+
+
+def test_the_socket_delays_nothing_and_notices_a_peer_that_is_gone() -> None:
+    with StandIn() as standin:
+        cluster = load_kubeconfig(kubeconfig(standin), trust=LOOPBACK)
+        with dial(cluster, Credential(), time.monotonic() + WAIT_SECONDS) as tls:
+            assert tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert tls.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == k8s_exec._USER_TIMEOUT_MS
