@@ -507,6 +507,37 @@ def test_a_record_folder_without_room_is_noticed(tmp_path: Path, monkeypatch: py
         folder.check()
 
 
+def test_room_that_is_kept_for_root_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = RecordFolder(tmp_path), list(os.statvfs(tmp_path))
+    real[4] = 0  # f_bavail, beside f_bfree
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(real))
+    with pytest.raises(RecordError, match="MiB left"):
+        folder.check()
+
+
+# Root may write everywhere, so it becomes somebody else once all is imported.
+CHECK_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from recorder import RecordFolder
+if os.geteuid() == 0:
+    os.chown(sys.argv[1], 65534, -1)
+    os.setuid(65534)
+RecordFolder(Path(sys.argv[1])).check()
+"""
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o600, 0o300])
+def test_a_record_folder_must_let_this_user_write_and_pass(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        Path(name).chmod(0o755)
+        (Path(name) / "root").mkdir(mode=mode)
+        command = [sys.executable, "-c", CHECK_AS_NOBODY, str(Path(name) / "root")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ("cannot be written" in done.stderr) == (mode != 0o300)
+        assert (done.returncode == 0) == (mode == 0o300)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_an_error_names_the_file_and_the_systems_reason(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"cannot create /dev/full/a\.cast: Not a directory"):
