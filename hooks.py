@@ -374,7 +374,6 @@ def _limited(sock: socket.socket) -> Iterator[None]:
         yield
     finally:
         cut.cancel()
-        cut.join()
 
 
 def _cut(sock: socket.socket) -> None:

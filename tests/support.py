@@ -448,6 +448,19 @@ class Listener:
 
 
 @contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose queue is full: it answers nobody."""
+    with socket.socket() as sock, contextlib.ExitStack() as stack:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
 def small_disk(folder: Path, size: str = "1m") -> Iterator[None]:
     """A real file system of that size at the folder."""
     folder.mkdir(exist_ok=True)

@@ -15,8 +15,9 @@ import trustme
 
 import k8s_exec
 from demo.cluster import StandIn
-from k8s_exec import Credential, TlsStream, dial, load_kubeconfig
+from k8s_exec import Credential, PodLost, TlsStream, dial, load_kubeconfig
 from tests.support import LOOPBACK, WAIT_SECONDS, kubeconfig, nothing_left, wait_until_still
+from tests.test_k8s_exec import SUCCESS, RawServer, frame, opened, read_all, stream, upgrade
 
 CA = trustme.CA()
 CLIENT, SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -109,3 +110,22 @@ def test_the_socket_delays_nothing_and_notices_a_peer_that_is_gone() -> None:
             assert tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert tls.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == k8s_exec._USER_TIMEOUT_MS
+
+
+def test_a_message_without_even_a_channel_is_ignored() -> None:
+    with RawServer(CA, stream(frame(b""))) as server, opened(server.cluster(), ["sh"], "p") as pod:
+        with pytest.raises(PodLost, match="was lost"):  # and nothing else
+            pod.read()
+
+
+def test_a_pong_is_not_answered() -> None:
+    answered: list[bytes] = []
+
+    def serve(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(upgrade(head) + frame(b"unasked", 10) + frame(b"?", 9))
+        answered.append(connection.recv(65536))
+        connection.sendall(SUCCESS)
+
+    with RawServer(CA, serve) as server, opened(server.cluster(), ["sh"], "p") as pod:
+        assert read_all(pod) == b""
+    assert [data[0] & 0x0F for data in answered] == [10] and len(answered[0]) == 2 + 4 + 1

@@ -77,20 +77,23 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 
 
 def test_the_platform_is_told_of_what_the_ledger_has_and_of_nothing_else(kept: Kept) -> None:
-    hung_up = threading.Event()
+    platforms: list[int] = []  # calls that run when a hang-up does
 
     def hang_up() -> tuple[int, bool]:
-        hung_up.set()
+        platforms.append(kept.keeper._running["platform"])
         return 2, False
 
-    kept.hooks.ledger.login(INFO)
+    sessions = [replace(INFO, session_id=f"id-{number}") for number in range(3)]
+    for info in sessions:
+        kept.hooks.ledger.login(info)
     with locked(kept.folder):
-        kept.keeper.ended(replace(INFO, logout_at=time.time()), hang_up)
-        assert hung_up.wait(WAIT_SECONDS)  # which needs no ledger
-        wait_until(lambda: not kept.keeper._running["cluster "], "its end")
-        assert not kept.hooks.told
-    wait_until(lambda: kept.hooks.told, "the news")
-    assert kept.hooks.told[0].hung_up == 2
+        for number, info in enumerate(sessions):
+            kept.keeper.ended(replace(info, logout_at=time.time()), hang_up)
+            wait_until(lambda: len(platforms) == number + 1, "a hang-up, which needs no ledger")  # noqa: B023
+            wait_until(lambda: not kept.keeper._running["cluster "], "its end")
+        assert platforms == [0, 0, 0] and not kept.hooks.told
+    wait_until(kept.settled)
+    assert [info.hung_up for info in kept.hooks.told] == [2, 2, 2]
 
 
 def test_the_calls_of_one_session_come_one_after_the_other(kept: Kept) -> None:
