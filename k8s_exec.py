@@ -2112,10 +2112,9 @@ class PodExec:
 
         A write that is blocked stays so until abort.
         """
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):
-                self._alarm.send(b"!")
+        self._woken = True
+        with contextlib.suppress(OSError):
+            self._alarm.send(b"!")
 
     def leave(self, timeout: float) -> bool:
         """Type what makes a shell go, with what runs in its foreground. Reader thread, once read has returned.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,49 @@ def test_a_message_without_even_a_channel_is_ignored() -> None:
     with RawServer(CA, stream(frame(b""))) as server, opened(server.cluster(), ["sh"], "p") as pod:
         with pytest.raises(PodLost, match="was lost"):  # and nothing else
             pod.read()
+
+
+def test_pings_that_nobody_takes_the_answers_of_keep_no_output_back() -> None:
+    go = threading.Event()
+
+    def serve(connection: socket.socket, head: bytes) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(upgrade(head))
+        assert go.wait(WAIT_SECONDS)
+        connection.sendall(frame(b"x" * 125, 9) * 5000 + frame(b"\x01hi") + SUCCESS)
+
+    with RawServer(CA, serve) as server, opened(server.cluster(), ["sh"], "p") as pod:
+        pod._stream._tls.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        go.set()
+        assert read_all(pod) == b"hi"
+
+
+def test_messages_of_several_threads_stay_whole() -> None:
+    size, count = 200_000, 4
+    with StandIn() as standin, ThreadPoolExecutor(2) as pool:
+        with opened(standin.kubeconfig(), ["sh", "-c", "stty raw -echo; printf R; exec cat"]) as pod:
+            assert pod.read() == b"R"
+            for letter in (b"a", b"b"):
+                for _ in range(count):
+                    pool.submit(pod.write, letter * size)
+            output = b""
+            while len(output) < 2 * count * size:
+                piece = pod.read()
+                assert piece
+                output += piece
+    blocks = [output[start : start + size] for start in range(0, len(output), size)]
+    assert sorted(blocks) == [b"a" * size] * count + [b"b" * size] * count
+
+
+def test_a_quiet_stream_is_kept_alive_by_one_message_and_a_busy_one_by_none() -> None:
+    with StandIn() as standin, opened(standin.kubeconfig()) as pod:
+        for silent in (0, k8s_exec.KEEP_ALIVE_SECONDS):
+            pod._last_sent -= silent  # as if so long had gone by
+            for _ in range(3):
+                pod.keep_alive()
+        pod.write(b"exit\r")
+        read_all(pod)
+        assert standin.execs[0].keepalives == 1
 
 
 def test_a_pong_is_not_answered() -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import hooks
 from hooks import HookError, Hooks, HooksSettings, Keeper, SessionInfo, TokenAuthData
 from jumpserver import Chores, Config
 from recorder import RecordFolder
-from tests.support import WAIT_SECONDS, nothing_left, wait_until
+from tests.support import WAIT_SECONDS, nothing_left, wait_until, wait_until_still
 from tests.test_ledger import locked, rows
 
 INFO = SessionInfo("id-0", "/records/id-0.cast", TokenAuthData("web", "shop-0"), "10.0.0.9", time.time())
@@ -168,14 +169,7 @@ def test_what_is_older_than_a_day_is_not_tried_again(kept: Kept) -> None:
 def test_a_trouble_is_told_when_it_comes_and_when_it_goes(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looks: list[float] = []
-    real = kept.keeper._chores.check
-
-    def check() -> str:
-        looks.append(time.monotonic())
-        return real()
-
-    monkeypatch.setattr(kept.keeper._chores, "check", check)
+    looks = count_calls(kept.keeper._chores, "check", monkeypatch)
     monkeypatch.setattr(hooks, "_LOOK_SECONDS", 0.01)
     records = kept.folder / "records"
     records.rename(kept.folder / "away")
@@ -187,6 +181,64 @@ def test_a_trouble_is_told_when_it_comes_and_when_it_goes(
     wait_until(lambda: len(looks) > seen + 5)
     messages = [record.getMessage().split()[0] for record in caplog.records]
     assert messages == ["trouble", "ready"]
+
+
+def test_a_trouble_that_is_known_is_not_told_again_for_each_logout(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hooks, "_LOOK_SECONDS", 0.01)
+    kept.hooks.ledger.login(INFO)
+    with locked(kept.folder):
+        wait_until(lambda: kept.keeper.trouble)
+        tried = count_calls(kept.hooks.ledger, "save", monkeypatch)
+        kept.keeper.ended(replace(INFO, logout_at=time.time()), None)
+        wait_until(lambda: len(tried) > 1)
+    wait_until(kept.settled)
+    assert not [record for record in caplog.records if record.getMessage().startswith("error")]
+
+
+def count_calls(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times of the calls of a method, from now on."""
+    real, calls = getattr(owner, name), list[float]()
+
+    def counted(*args: object) -> object:
+        calls.append(time.monotonic())
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_a_fault_while_a_row_is_written_costs_neither_the_row_nor_the_keeper(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(kept.hooks.ledger, "save", lambda sessions: sessions[1 << 9])
+        kept.end()
+        wait_until(lambda: "IndexError" in caplog.text)
+    wait_until(kept.settled)
+
+
+def test_what_becomes_known_while_a_row_is_written_is_written_next(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go = kept.hooks.ledger.save, threading.Event()
+
+    def hang_up() -> tuple[int, bool]:
+        go.wait(WAIT_SECONDS)
+        return 7, False
+
+    def save(sessions: list[hooks.Unfinished]) -> None:
+        wait_until(lambda: kept.keeper._running["cluster "] or go.is_set())
+        real(sessions)
+        go.set()
+        wait_until(lambda: not kept.keeper._running["cluster "])
+
+    kept.hooks.ledger.login(INFO)
+    with locked(kept.folder):  # until the hang-up runs
+        kept.keeper.ended(replace(INFO, logout_at=time.time()), hang_up)
+        wait_until(lambda: kept.keeper._running["cluster "])
+        monkeypatch.setattr(kept.hooks.ledger, "save", save)
+    wait_until(kept.settled)
+    assert rows(kept.folder)[0]["hung_up"] == 7
 
 
 def test_a_thread_that_cannot_be_had_is_asked_for_again(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +257,8 @@ def test_a_thread_that_cannot_be_had_is_asked_for_again(kept: Kept, monkeypatch:
     assert len(refused) == 3 and len(kept.hooks.told) == 1
 
 
-def test_the_end_waits_for_one_try_of_each_and_for_no_second_one(kept: Kept) -> None:
+def test_the_end_waits_for_one_try_of_each_and_for_no_second_one(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_CALLS_A_PEER", 1)  # so that one has not begun yet
     kept.hooks.failures = 100
     kept.hooks.go.clear()
     kept.end(0)
@@ -219,6 +272,29 @@ def test_the_end_waits_for_one_try_of_each_and_for_no_second_one(kept: Kept) -> 
     assert [row["todo"] for row in rows(kept.folder)] == [1, 1]  # for the next server
 
 
+def test_the_end_tries_nothing_a_second_time(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_LONGEST_PAUSE_SECONDS", 0.0)
+    kept.hooks.failures = 1 << 30
+    go = threading.Event()
+
+    def hang_up() -> tuple[int, bool]:
+        go.wait(2 * WAIT_SECONDS)
+        return 1, False
+
+    kept.end(0)
+    wait_until(lambda: len(kept.hooks.told) > 3, "several tries")
+    kept.end(1, hang_up)
+    with ThreadPoolExecutor(1) as pool:
+        finishing = pool.submit(kept.keeper.finish, time.monotonic() + 3 * WAIT_SECONDS)
+        wait_until(lambda: kept.keeper._deadline)
+        try:
+            wait_until_still(lambda: len(kept.hooks.told))
+        finally:
+            go.set()
+        finishing.result(WAIT_SECONDS)
+    assert kept.hooks.told[-1].session_id == "id-1"
+
+
 def test_the_end_comes_in_time_whatever_is_under_way(kept: Kept) -> None:
     kept.hooks.go.clear()
     kept.end()
@@ -226,6 +302,7 @@ def test_the_end_comes_in_time_whatever_is_under_way(kept: Kept) -> None:
     begin = time.monotonic()
     kept.keeper.finish(begin + 0.3)
     assert time.monotonic() - begin < 3
+    wait_until(lambda: not kept.keeper._thread.is_alive(), "the end of the thread, too")
 
 
 def test_a_logout_after_the_end_is_in_the_log(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
