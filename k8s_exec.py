@@ -2112,10 +2112,9 @@ class PodExec:
 
         A write that is blocked stays so until abort.
         """
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):
-                self._alarm.send(b"!")
+        self._woken = True
+        with contextlib.suppress(OSError):
+            self._alarm.send(b"!")
 
     def leave(self, timeout: float) -> bool:
         """Type what makes a shell go, with what runs in its foreground. Reader thread, once read has returned.
@@ -2280,7 +2279,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
         for line in shown.headers:
             if line.startswith("Authorization: "):
                 body = body.replace(line.split(" ", 2)[2].encode(), b"[hidden]")
-        raise ExecRefused(min(exc.status_code, 999), explain_refusal(exc.status_code, body)) from None
+        raise ExecRefused(exc.status_code, explain_refusal(exc.status_code, body)) from None
     except (websocket.WebSocketTimeoutException, *_TIMEOUTS):
         raise PodLost("the cluster did not answer the exec request in time") from None  # the program may run
     except (websocket.WebSocketException, OSError, EOFError, ValueError, LookupError) as exc:

@@ -69,8 +69,8 @@ def find_recording(root: Path, name: str) -> Path:
     Raises RecordError for everything that is not a regular ``.cast`` file inside the real root.
     """
     try:
-        real_root = root.resolve(strict=True)
-        path = (real_root / name).resolve(strict=True)
+        real_root = root.resolve()
+        path = (real_root / name).resolve()
         inside = real_root in path.parents and path.suffix == ".cast"
         if inside and stat.S_ISREG(path.stat().st_mode):
             return path
@@ -119,9 +119,7 @@ def mark_incomplete(path: Path) -> None:
         with path.open("rb+") as file:
             size = file.seek(0, os.SEEK_END)
             if size and not is_incomplete(file, size):
-                seconds = _last_time(file, size)
-                file.seek(size)
-                file.write(b"[%.6f%b" % (seconds, _LOST))
+                file.write(b"[%.6f%b" % (_last_time(file, size), _LOST))  # which has read to the end
     except OSError as exc:
         raise RecordError(f"cannot write {path}: {exc.strerror}") from exc
 
@@ -240,6 +238,7 @@ class Recorder:
                     self._print(self._rest, final=True)
                     self._sync()
             finally:
+                self._failed = True  # the descriptor's number may soon be another file's
                 os.close(self._fd)
             return self._digest.hexdigest()
 
@@ -249,7 +248,7 @@ class Recorder:
             os.close(self._fd)
             self._failed = True
             with self._translated():
-                self.path.unlink(missing_ok=True)
+                self.path.unlink()
 
     def _print(self, data: bytes, final: bool) -> bytes:
         try:
@@ -317,7 +316,7 @@ def _create(path: Path) -> int:
     """Make the file and its folders, readable by owner and group only. Never opens one that exists."""
     try:
         _make_folders(path.parent)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND, 0o640)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
     except OSError as exc:
         raise RecordError(f"cannot create {path}: {exc.strerror}") from exc
 

@@ -46,6 +46,17 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
         pause.wait(0.01)
 
 
+def wait_until_still(count: Callable[[], int]) -> None:
+    """Wait until the number is above 0 and has stayed the same for a while: who counts it is blocked."""
+    seen: list[int] = []
+
+    def still() -> bool:
+        seen.append(count())
+        return seen[-1] > 0 and seen[-20:].count(seen[-1]) == 20
+
+    wait_until(still)
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}
@@ -433,6 +444,19 @@ class Listener:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose queue is full: it answers nobody."""
+    with socket.socket() as sock, contextlib.ExitStack() as stack:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -411,6 +411,42 @@ def test_without_allowed_origins_no_other_page_may_read_anything(server: Running
     assert headers_of(exchange(server.port, request))[""] == ["501"]
 
 
+# -- what browsers are told of every answer ----------------------------------------------------------------------------
+
+WORDS = ("/healthz", "/readyz", "/nothing", "/ssh", "/records/play?filename=a.cast", "/healthz?" + "x=1&" * 30)
+
+
+@pytest.mark.parametrize("target", ["/", "/index.html", "/terminal.js", *WORDS])
+def test_browsers_are_told_what_they_must_not_do(server: RunningServer, target: str) -> None:
+    headers = headers_of(exchange(server.port, request_head(target)))
+    assert headers["x-content-type-options"] == ["nosniff"]
+    assert headers["referrer-policy"] == ["no-referrer"]
+    assert headers["connection"] == ["close"]
+    (policy,) = headers["content-security-policy"]
+    sources = {name: values for name, *values in map(str.split, policy.split(";"))}
+    for name in ("default-src", "base-uri", "form-action"):
+        assert sources[name] == ["'none'"]
+    assert sources["script-src"] == ["'self'", "'wasm-unsafe-eval'"]
+    assert sources["frame-ancestors"] == ["'self'"]
+
+
+def test_without_frame_ancestors_nobody_may_frame_a_page(tmp_path: Path, cluster: StandIn) -> None:
+    with another_server(tmp_path, cluster, server_lines="frame_ancestors = []") as server:
+        (policy,) = headers_of(exchange(server.port, request_head("/")))["content-security-policy"]
+    assert policy.endswith("; frame-ancestors 'none'")
+
+
+@pytest.mark.parametrize("target", WORDS)
+def test_an_answer_in_words_is_kept_by_no_cache(server: RunningServer, target: str) -> None:
+    assert headers_of(exchange(server.port, request_head(target)))["cache-control"] == ["no-store"]
+
+
+def test_a_page_is_asked_for_each_time_it_is_used(server: RunningServer) -> None:
+    for lines, status in (((), "200"), (("If-None-Match: *",), "304")):
+        answer = headers_of(exchange(server.port, request_head("/terminal.js", *lines)))
+        assert (answer[""], answer["cache-control"]) == ([status], ["no-cache"])
+
+
 # -- pages that the browser has already -------------------------------------------------------------------------------
 
 

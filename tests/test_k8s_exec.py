@@ -51,7 +51,7 @@ from k8s_exec import (
     parse_frame,
     printable,
 )
-from tests.support import LOOPBACK, WAIT_SECONDS, Listener, nothing_left, wait_until
+from tests.support import LOOPBACK, WAIT_SECONDS, Listener, nothing_left, wait_until, wait_until_still
 
 SECRET = "s3cr3t-bearer-token"
 
@@ -763,17 +763,6 @@ def running(target: Callable[[], object]) -> Iterator[threading.Thread]:
     finally:
         thread.join(WAIT_SECONDS)
         assert not thread.is_alive()
-
-
-def wait_until_still(count: Callable[[], int]) -> None:
-    """Wait until the number is above 0 and has stayed the same for a while: who counts it is blocked."""
-    seen: list[int] = []
-
-    def still() -> bool:
-        seen.append(count())
-        return seen[-1] > 0 and seen[-20:].count(seen[-1]) == 20
-
-    wait_until(still)
 
 
 @pytest.mark.parametrize("auth", ["token", "cert"])

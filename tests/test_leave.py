@@ -182,7 +182,8 @@ def test_wake_wakes_a_reader_and_the_connection_stays(cluster: StandIn) -> None:
         assert not reader.is_alive()
         assert output == [b""]
         shell.write(b"still open")
-        wait_until(lambda: (cluster.home() / "typed").read_bytes() == b"still open", "the input")
+        typed = cluster.home() / "typed"
+        wait_until(lambda: typed.exists() and typed.read_bytes() == b"still open", "the input")
         shell.abort()
         assert shell.read() == b""
 

@@ -198,6 +198,15 @@ def test_a_download_that_nobody_takes_is_cut(server: RunningServer, monkeypatch:
         wait_until(lambda: not server.server._connections, seconds=jumpserver.HEAD_SECONDS / 2)
 
 
+def test_the_end_of_the_server_drops_connections_that_are_no_terminals(tmp_path: Path, cluster: StandIn) -> None:
+    with another_server(tmp_path, cluster) as server, connected(server.port) as sock:
+        wait_until(lambda: server.server._connections)
+        begin = time.monotonic()
+        server.stop()
+        assert not server.server._connections
+        assert read_until(sock) == b"" and time.monotonic() - begin < jumpserver.HEAD_SECONDS / 2
+
+
 V1 = "Sec-WebSocket-Protocol: jumpserver.v1"
 
 

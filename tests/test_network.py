@@ -25,6 +25,7 @@ from tests.support import (
     LOOPBACK,
     Listener,
     RunningServer,
+    deaf_port,
     kubeconfig,
     nothing_left,
     opened,
@@ -441,19 +442,6 @@ def closed_port() -> Iterator[int]:
     """A port that is bound, so that nobody else gets it, but does not listen."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
-
-
-@contextlib.contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port whose queue is full: it answers nobody."""
-    with socket.socket() as sock, contextlib.ExitStack() as stack:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(0)
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(sock.getsockname())
         yield sock.getsockname()[1]
 
 

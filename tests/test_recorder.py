@@ -37,7 +37,7 @@ from recorder import (
     recording_path,
     repair,
 )
-from tests.support import nothing_left
+from tests.support import nothing_left, small_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 MIXED = "aé中文🙂👩‍🚀e\u0301\u2028\x1b[1m終"
@@ -395,6 +395,41 @@ def test_nothing_is_accepted_after_a_failed_fsync(tmp_path: Path, monkeypatch: p
     assert printed(tmp_path / "a.cast") == "first"
 
 
+def test_the_disk_is_waited_for_every_few_seconds_and_not_at_each_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    for expected in (0, 1, 1):
+        recorder.output(b"x")
+        assert len(synced) == expected
+        recorder._synced -= 6 * (expected == 0)  # as if six seconds had gone by
+    recorder.close()
+    assert len(synced) == 2
+
+
+@pytest.mark.parametrize("end", [Recorder.close, Recorder.discard])
+def test_nothing_is_written_after_the_end(tmp_path: Path, end: Callable[[Recorder], object]) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    end(recorder)
+    with (tmp_path / "another").open("wb") as other:  # which gets the number of the descriptor
+        assert other.fileno() == recorder._fd
+        for write in (lambda: recorder.output(b"late"), lambda: recorder.resize(1, 1)):
+            with pytest.raises(RecordError, match="cannot write"):
+                write()
+    assert (tmp_path / "another").read_bytes() == b""
+
+
+def test_what_another_process_appends_is_not_written_over(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.cast", 80, 24)
+    recorder.output(b"before")
+    mark_incomplete(recorder.path)  # by a server that took this one for dead
+    recorder.output(b"after")
+    recorder.close()
+    assert [code for _, code, _ in lines(recorder.path)[1:]] == ["o", "m", "o"]
+
+
 def removed(path: Path) -> None:
     path.unlink()
 
@@ -455,12 +490,52 @@ def test_another_folder_in_the_place_of_the_record_folder_is_noticed(tmp_path: P
         folder.check()
 
 
+def test_another_disk_in_the_place_of_the_record_folder_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with small_disk(root):
+        folder = RecordFolder(root)
+        with small_disk(root):  # whose root has the same inode number
+            with pytest.raises(RecordError, match="not the one of the start"):
+                folder.check()
+
+
 def test_a_record_folder_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RecordFolder(tmp_path)
     space = os.statvfs(tmp_path)
     monkeypatch.setattr("recorder._ROOM_BYTES", (space.f_bavail + space.f_bfree + 1) * space.f_frsize * 2)
     with pytest.raises(RecordError, match="MiB left"):
         folder.check()
+
+
+def test_room_that_is_kept_for_root_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = RecordFolder(tmp_path), list(os.statvfs(tmp_path))
+    real[4] = 0  # f_bavail, beside f_bfree
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(real))
+    with pytest.raises(RecordError, match="MiB left"):
+        folder.check()
+
+
+# Root may write everywhere, so it becomes somebody else once all is imported.
+CHECK_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from recorder import RecordFolder
+if os.geteuid() == 0:
+    os.chown(sys.argv[1], 65534, -1)
+    os.setuid(65534)
+RecordFolder(Path(sys.argv[1])).check()
+"""
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o600, 0o300])
+def test_a_record_folder_must_let_this_user_write_and_pass(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        Path(name).chmod(0o755)
+        (Path(name) / "root").mkdir(mode=mode)
+        command = [sys.executable, "-c", CHECK_AS_NOBODY, str(Path(name) / "root")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ("cannot be written" in done.stderr) == (mode != 0o300)
+        assert (done.returncode == 0) == (mode == 0o300)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -526,6 +601,8 @@ HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
         (b'[NaN, "o", "a"]\n', 0.0),
         (b"[" + b"9" * 400 + b', "o", "a"]\n', 0.0),
         (b'["1", "o"', 0.0),
+        (b"5\n", 0.0),
+        (b"[null]\n", 0.0),
         (b"[" * 100_000 + b"\n", 0.0),
     ],
     ids=lambda value: None if isinstance(value, float) else f"{len(value)}-bytes",
@@ -553,6 +630,15 @@ def test_a_recording_that_was_cut_off_says_so_once(tmp_path: Path, events: bytes
         assert is_incomplete(file, playable_size(file))
     marker = [1.5 if events else 0.0, "m", "the server ended before the session did"]
     assert lines(path)[1:] == [*map(json.loads, events.splitlines()), marker]
+
+
+def test_the_end_of_a_long_recording_is_read_and_not_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recorder._LINE_LIMIT_BYTES", 100)
+    path = tmp_path / "a.cast"
+    path.write_bytes(HEADER + b'[1.0, "o", "x"]\n' * 100 + b'[2.5, "o", "x"]\n')
+    assert examine(path).seconds == 2.5
 
 
 def test_an_empty_file_is_not_marked(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ import websocket
 import jumpserver
 from demo.cluster import StandIn
 from demo.pods import Pod
-from tests.support import ALLOW_LOOPBACK, Program, RunningServer, another_server, nothing_left, wait_until
+from tests.support import (
+    ALLOW_LOOPBACK,
+    Program,
+    RunningServer,
+    another_server,
+    connected,
+    nothing_left,
+    read_until,
+    request_head,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -136,6 +146,20 @@ def test_descriptors_that_run_out_refuse_in_words_and_harm_no_other_session(tmp_
         first.type("echo a$((1+1))b\n")
         first.wait_for("a2b")
         assert "Traceback" not in program.log()
+
+
+def test_a_server_without_descriptors_lets_connections_wait_and_does_not_spin(tmp_path: Path, cluster: StandIn) -> None:
+    with Program(tmp_path, cluster) as program:
+        pid, log = program.process.pid, "no file descriptor is left"
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), limits[1]))
+        with connected(program.port) as sock:
+            sock.sendall(request_head("/healthz"))
+            wait_until(lambda: log in program.log())
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            assert read_until(sock).startswith(b"HTTP/1.1 200 ")
+        assert program.log().count(log) < 5
 
 
 def rush(server: RunningServer, number: int) -> None:
