@@ -71,6 +71,7 @@ const term = new Terminal({
   cursorBlink: true,
   fontFamily: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace',
   fontSize: storedFontSize(),
+  lineHeight: 1.1, // at 1, where there is no WebGL, the row below cuts the underscores of some fonts off
   macOptionIsMeta: true,
   minimumContrastRatio: 4.5, // programs may print black on black
   scrollback: 10000,
