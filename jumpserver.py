@@ -439,6 +439,14 @@ def check_record_path(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: path in [Record]: {there} {why}")
 
 
+def check_ledger_path(config: Config, file: Path) -> None:
+    """Whether this user can open the ledger, or make it; beside it stand files of SQLite's. Raises ConfigError."""
+    db = config.hooks_settings().db
+    folder_is_good = db.parent == config.record_path or os.access(db.parent, os.W_OK | os.X_OK)
+    if not folder_is_good or (db.exists() and not (db.is_file() and os.access(db, os.R_OK | os.W_OK))):
+        raise ConfigError(f"{file}: db in [Audit]: {db} cannot be written, or made, by this user")
+
+
 # -- how a session ends -----------------------------------------------------------------------------------------------
 
 # WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
@@ -2024,6 +2032,7 @@ def main(arguments: list[str] | None = None) -> int:
         hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
         check_record_path(config, options.jumpserver)
         if options.check:
+            check_ledger_path(config, options.jumpserver)
             for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
                 print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
             print(f"{options.jumpserver}: good")

@@ -116,19 +116,35 @@ sys.exit(jumpserver.main(["--check", "-jumpserver", sys.argv[1]]))
 """
 
 
+def check_as_nobody(folder: Path, lines: str) -> subprocess.CompletedProcess[str]:
+    """Check a configuration in a folder with a closed folder and a closed file."""
+    folder.chmod(0o755)  # pytest's own folders are closed to others
+    (folder / "closed").mkdir(mode=0o555)
+    (folder / "closed.db").touch(mode=0o444)
+    file = folder / "jumpserver.toml"
+    file.write_text(f'{lines}\n[Token]\nsecret = "{"x" * 32}"\n')
+    command = [sys.executable, "-c", CHECK_AS_NOBODY, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, cwd=PROGRAM.parent)
+
+
 @pytest.mark.parametrize("path", ["closed", "closed/records", "closed/a/records"])
 def test_check_refuses_a_record_folder_that_this_user_cannot_write(path: str) -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "closed").mkdir(mode=0o555)
-        file = folder / "jumpserver.toml"
-        file.write_text(f'[Record]\npath = "{path}"\n[Token]\nsecret = "{"x" * 32}"\n')
-        command = [sys.executable, "-c", CHECK_AS_NOBODY, str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, cwd=PROGRAM.parent)
+    with tempfile.TemporaryDirectory() as name:
+        done = check_as_nobody(Path(name), f'[Record]\npath = "{path}"')
         assert (done.returncode, done.stdout) == (2, "")
-        where = folder / "closed"
-        assert done.stderr == f"jumpserver: {file}: path in [Record]: {where} cannot be written by this user\n"
+        said = f"{name}/jumpserver.toml: path in [Record]: {name}/closed cannot be written by this user"
+        assert done.stderr == f"jumpserver: {said}\n"
+
+
+@pytest.mark.parametrize("db", ["closed/x.db", "missing/x.db", "closed.db", "records", "jumpserver.toml/x.db"])
+def test_check_refuses_a_ledger_that_this_user_cannot_write(db: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "records").mkdir()
+        (Path(name) / "records").chmod(0o777)
+        done = check_as_nobody(Path(name), f'[Record]\npath = "records"\n[Audit]\ndb = "{db}"')
+        assert (done.returncode, done.stdout) == (2, "")
+        said = f"{name}/jumpserver.toml: db in [Audit]: {name}/{db} cannot be written, or made, by this user"
+        assert done.stderr == f"jumpserver: {said}\n"
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
