@@ -512,6 +512,7 @@ class Ledger:
         self._connection = sqlite3.connect(
             self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
+        self._connection.row_factory = sqlite3.Row
         self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
         there = {row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")}
         for name, kind in _NEWER_COLUMNS.items():
@@ -610,9 +611,7 @@ class Ledger:
 
     def _adopt_of(self, server: str) -> list[Unfinished]:
         with self._transaction() as db:
-            db.row_factory = sqlite3.Row
             rows = db.execute(f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?", (server,)).fetchall()  # noqa: S608
-            db.row_factory = None
             db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self._server, server))  # noqa: S608
         return [_unfinished(row) for row in rows]
 
