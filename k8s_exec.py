@@ -2269,6 +2269,7 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
             socket=stream,
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
+            enable_multithread=False,  # PodExec has a lock of its own
             redirect_limit=0,  # a redirect would carry the bearer token to another host
             header=list(shown.headers),
         )

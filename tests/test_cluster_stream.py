@@ -113,25 +113,29 @@ def test_the_socket_delays_nothing_and_notices_a_peer_that_is_gone() -> None:
             assert tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == k8s_exec._USER_TIMEOUT_MS
 
 
-def test_a_message_without_even_a_channel_is_ignored() -> None:
-    with RawServer(CA, stream(frame(b""))) as server, opened(server.cluster(), ["sh"], "p") as pod:
+@pytest.mark.parametrize("message", [frame(b""), frame(b"", fin=False) + frame(b"", 0)], ids=["whole", "fragments"])
+def test_a_message_without_even_a_channel_is_ignored(message: bytes) -> None:
+    with RawServer(CA, stream(message)) as server, opened(server.cluster(), ["sh"], "p") as pod:
         with pytest.raises(PodLost, match="was lost"):  # and nothing else
             pod.read()
 
 
 def test_pings_that_nobody_takes_the_answers_of_keep_no_output_back() -> None:
-    go = threading.Event()
+    go, read = threading.Event(), threading.Event()
 
     def serve(connection: socket.socket, head: bytes) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(upgrade(head))
         assert go.wait(WAIT_SECONDS)
         connection.sendall(frame(b"x" * 125, 9) * 5000 + frame(b"\x01hi") + SUCCESS)
+        read.wait(3 * WAIT_SECONDS)
 
     with RawServer(CA, serve) as server, opened(server.cluster(), ["sh"], "p") as pod:
         pod._stream._tls.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         go.set()
-        assert read_all(pod) == b"hi"
+        output = read_all(pod)
+        read.set()
+        assert output == b"hi"
 
 
 def test_messages_of_several_threads_stay_whole() -> None:

@@ -458,6 +458,12 @@ def test_the_platform_is_asked_what_a_token_stands_for(make: MakeHooks, platform
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer service")
 
 
+def test_an_address_may_have_a_query_and_no_path(make: MakeHooks, platform: Platform) -> None:
+    with contextlib.suppress(HookError):
+        make(validate_url=f"{platform.url}?x=1").validate_ssh_token("T")
+    assert platform.requests[0][0] == "/?x=1"
+
+
 def test_no_authorization_is_sent_unless_configured(make: MakeHooks, platform: Platform) -> None:
     make(login_url=platform.url).on_login(INFO)
     assert "Authorization" not in platform.requests[0][1]

@@ -165,6 +165,12 @@ def test_nothing_is_typed_where_input_waits(cluster: StandIn) -> None:
         writer.join()
 
 
+def test_a_shell_whose_connection_is_lost_cannot_be_left(cluster: StandIn) -> None:
+    with shell_in(cluster) as shell:
+        cluster.drop_connections()
+        assert not shell.leave(LEAVE_SECONDS)
+
+
 def fill(pod: PodExec) -> None:
     with contextlib.suppress(Exception):
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -193,6 +194,42 @@ def test_a_removed_sign_of_life_comes_back(ledger: Ledger, tmp_path: Path) -> No
         assert other.adopt() == []
 
 
+def test_a_server_never_takes_its_own_sessions_for_lost(ledger: Ledger) -> None:
+    ledger.login(INFO)
+    assert ledger._alive is not None
+    fcntl.flock(ledger._alive, fcntl.LOCK_UN)
+    assert ledger.adopt() == []
+
+
+@pytest.mark.parametrize("name", ["sessions.db", "[a]*?.db"])
+def test_the_sign_of_life_of_a_killed_server_goes_and_those_of_others_stay(tmp_path: Path, name: str) -> None:
+    ledgers = [Ledger(tmp_path / name) for _ in range(2)]
+    (tmp_path / f"{name}.dead.alive").touch()  # which nobody has locked
+    (tmp_path / "a.db.other.alive").touch()
+    for each in ledgers:
+        each.open()
+    assert [each.adopt() for each in ledgers] == [[], []]
+    left = {path.name for path in tmp_path.glob("*.alive")}
+    assert left == {"a.db.other.alive", *(f"{name}.{each._server}.alive" for each in ledgers)}
+    for each in ledgers:
+        each.close()
+
+
+def test_a_server_waits_for_one_that_looks_who_lives_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hooks._ALONE_SECONDS", 0.1)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    release = threading.Timer(5.0, fcntl.flock, (folder, fcntl.LOCK_UN))
+    release.start()
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Ledger(tmp_path / "sessions.db").open()
+    release.cancel()
+    release.join()
+    os.close(folder)
+
+
 def test_servers_may_start_together(tmp_path: Path) -> None:
     for number in range(5):  # each time with a new ledger
         ledgers = [Ledger(tmp_path / f"{number}.db") for _ in range(8)]
@@ -282,6 +319,31 @@ def test_those_in_line_wait_as_long_as_it_moves(ledger: Ledger, tmp_path: Path) 
     with ThreadPoolExecutor(40) as pool:
         list(pool.map(live, range(40)))
     assert [row["reason"] for row in rows(tmp_path)] == ["done"] * 400
+
+
+def test_those_behind_slow_ones_wait_as_long_as_it_moves(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hooks._STUCK_SECONDS", 0.5)
+
+    def slow(_: int) -> None:
+        with ledger._transaction():
+            threading.Event().wait(0.1)  # as on a slow disk
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(slow, range(12)))  # which takes more than a second
+
+
+def test_a_locked_ledger_is_told_before_a_login_comes(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.check()
+    with locked(tmp_path), pytest.raises(LedgerError, match="locked"):
+        ledger.check()
+
+
+def test_who_reads_the_ledger_keeps_no_login_out(ledger: Ledger, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+        ledger.login(INFO)
+        assert reader.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
 
 
 def removed(file: Path) -> None:

@@ -269,6 +269,13 @@ def test_a_head_has_one_limit_and_what_is_over_it_is_refused_in_words(
     assert answer.endswith(f"\r\n\r\n{words}\n".encode())
 
 
+def test_a_connection_that_had_to_give_way_is_not_answered() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(request_head("/ssh?ssh_token=x"))  # a token would be spent for nobody
+        assert jumpserver.read_head(near, 5, lambda: False) == b""
+
+
 @pytest.mark.parametrize("line_end", ["\r\n", "\n"])
 def test_a_head_that_comes_a_byte_at_a_time_is_read_to_its_last_byte(line_end: str) -> None:
     head = f"GET / HTTP/1.1{line_end}Host: x{line_end}{line_end}".encode()
