@@ -2455,7 +2455,6 @@ def _ask_pod(target: Target) -> tuple[int, bytes]:
     try:
         shown = credential(target.cluster.user, deadline)
         with dial(target.cluster, shown, deadline) as tls, _limited(deadline, functools.partial(_drop, tls)):
-            tls.settimeout(None)
             host = _authority(target.cluster.host, target.cluster.port, 443)
             lines = (f"GET {target.path} HTTP/1.1", f"Host: {host}", "Connection: close", *shown.headers, "", "")
             with contextlib.suppress(OSError):  # who refuses before it has read all says why

@@ -143,6 +143,7 @@ def test_messages_of_several_threads_stay_whole() -> None:
     with StandIn() as standin, ThreadPoolExecutor(2) as pool:
         with opened(standin.kubeconfig(), ["sh", "-c", "stty raw -echo; printf R; exec cat"]) as pod:
             assert pod.read() == b"R"
+            pod._stream._tls.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # each waits in the middle
             for letter in (b"a", b"b"):
                 for _ in range(count):
                     pool.submit(pod.write, letter * size)

@@ -242,8 +242,9 @@ def test_what_becomes_known_while_a_row_is_written_is_written_next(kept: Kept, m
         kept.keeper.ended(replace(INFO, logout_at=time.time()), hang_up)
         wait_until(lambda: kept.running("cluster "))
         monkeypatch.setattr(kept.hooks.ledger, "save", save)
-    wait_until(kept.settled)
-    assert rows(kept.folder)[0]["hung_up"] == 7
+        kept.hooks.go.clear()
+    wait_until(lambda: kept.hooks.inside, "the call of the platform")
+    assert rows(kept.folder)[0]["hung_up"] == kept.hooks.told[0].hung_up == 7
 
 
 def test_a_thread_that_cannot_be_had_is_asked_for_again(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,23 @@ def test_a_proxy_that_says_no_is_named(cluster: StandIn, answer: str, sentence: 
     assert "status 0" not in said
 
 
+@pytest.mark.parametrize("piece", [b"x", b"x" * 4096], ids=["trickling", "endless"])
+def test_a_proxys_answer_without_an_end_is_given_up(cluster: StandIn, piece: bytes) -> None:
+    closing = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        while not closing.wait(0.02 if len(piece) == 1 else 0):
+            connection.sendall(piece)
+
+    listener, begin = Listener(serve), time.monotonic()
+    limit = 0.4 if len(piece) == 1 else 20
+    said = refusal(kubeconfig(cluster, **{"proxy-url": f"http://127.0.0.1:{listener.port}"}), limit=limit)
+    assert time.monotonic() - begin < 5
+    closing.set()
+    listener.close()
+    assert "no connection through the proxy 127.0.0.1" in said
+
+
 def test_a_proxys_answer_needs_no_reason_phrase(cluster: StandIn) -> None:
     with Proxy((cluster.host, cluster.port)) as proxy:
         proxy.ok = "HTTP/1.1 200\r\n\r\n"
