@@ -480,7 +480,7 @@ class Ledger:
         self._alive: int | None = None  # the descriptor of a file beside the ledger, locked while this server lives
         self._lock = threading.Lock()  # guards the connection
         self._connection: sqlite3.Connection | None = None
-        self._identity = (0, 0)  # of the file that is open
+        self._identity: object = None  # of the files that are open
         self._progress = 0.0  # the monotonic time at which the last transaction was done
 
     def open(self) -> None:
@@ -525,7 +525,7 @@ class Ledger:
             if name not in there:
                 self._connection.execute(f"ALTER TABLE sessions ADD COLUMN {name} {kind}")
         self._connection.execute(_INDEX)
-        self._identity = _identity(self.path)
+        self._identity = _identity(self.path)  # the write-ahead log is there by now, and stays while it is open
 
     def _say_alive(self) -> None:
         self._fall_silent()
@@ -673,9 +673,9 @@ class Ledger:
                 raise LedgerError(f"db in [Audit]: {self.path} is locked")
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+def _identity(db: Path) -> object:
+    """Which files the ledger and its write-ahead log are. Raises OSError when one is missing."""
+    return [(status.st_dev, status.st_ino) for status in (db.stat(), db.with_name(f"{db.name}-wal").stat())]
 
 
 def _storable(value: object) -> object:

@@ -355,7 +355,11 @@ def replaced(file: Path) -> None:
     file.with_name("copy").rename(file)
 
 
-@pytest.mark.parametrize("do", [removed, replaced])
+def log_removed(file: Path) -> None:
+    file.with_name(f"{file.name}-wal").unlink()
+
+
+@pytest.mark.parametrize("do", [removed, replaced, log_removed])
 def test_a_ledger_that_is_no_longer_at_its_path_takes_nothing(ledger: Ledger, tmp_path: Path, do: Any) -> None:
     ledger.login(INFO)
     do(tmp_path / "sessions.db")
