@@ -98,6 +98,14 @@ def test_a_row_is_written_at_login_and_completed_at_the_end(ledger: Ledger, tmp_
     assert {name: row[name] for name in (*ROW, *END, "sha256")} == {**ROW, **END, "sha256": "ab" * 32}
 
 
+def test_a_session_is_open_from_its_login_to_its_end(ledger: Ledger) -> None:
+    assert not ledger.is_open(INFO.session_id)
+    ledger.login(INFO)
+    assert ledger.is_open(INFO.session_id) and not ledger.is_open("another")
+    ledger.save([DONE])
+    assert not ledger.is_open(INFO.session_id)
+
+
 def test_what_is_told_later_is_kept_only_as_long_as_it_is_needed(ledger: Ledger, tmp_path: Path) -> None:
     ledger.login(INFO)
     ledger.save([Unfinished(ENDED, tell=True, hang_up=False)])
