@@ -306,6 +306,7 @@ def test_a_running_session_is_told_as_incomplete(server: RunningServer, page: Pa
         player_text(page, "ready-2")
         terminal.type("exit\r")
         terminal.wait_end()
+        server.wait_settled()
         page.reload()
         player_text(page, "exit")
         expect(page.locator("#incomplete")).to_be_hidden()
