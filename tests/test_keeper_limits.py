@@ -224,29 +224,6 @@ def test_a_fault_while_a_row_is_written_costs_neither_the_row_nor_the_keeper(
     wait_until(kept.settled)
 
 
-def test_what_becomes_known_while_a_row_is_written_is_written_next(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, go = kept.hooks.ledger.save, threading.Event()
-
-    def hang_up() -> tuple[int, bool]:
-        go.wait(WAIT_SECONDS)
-        return 7, False
-
-    def save(sessions: list[hooks.Unfinished]) -> None:
-        wait_until(lambda: kept.running("cluster ") or go.is_set())
-        real(sessions)
-        go.set()
-        wait_until(lambda: not kept.running("cluster "))
-
-    kept.hooks.ledger.login(INFO)
-    with locked(kept.folder):  # until the hang-up runs
-        kept.keeper.ended(replace(INFO, logout_at=time.time()), hang_up)
-        wait_until(lambda: kept.running("cluster "))
-        monkeypatch.setattr(kept.hooks.ledger, "save", save)
-        kept.hooks.go.clear()
-    wait_until(lambda: kept.hooks.inside, "the call of the platform")
-    assert rows(kept.folder)[0]["hung_up"] == kept.hooks.told[0].hung_up == 7
-
-
 def test_a_thread_that_cannot_be_had_is_asked_for_again(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[threading.Thread] = []
     real = threading.Thread.start
