@@ -78,6 +78,11 @@ class Finger:
         self.clock += 1.0
         return self
 
+    def catch_up(self) -> Finger:
+        """It was really held until now: a browser takes no tap that seems to come with the end of an older touch."""
+        self.clock = time.time()
+        return self
+
     def up(self) -> None:
         self._send("touchEnd")
 
@@ -240,10 +245,10 @@ def test_a_held_arrow_key_repeats_and_a_tapped_one_does_not(server: RunningServe
     x, y = key_position(phone, "Left")
     finger = Finger(phone).down(x, y)
     until(phone, "window.typed.length >= 12")
-    finger.move(x + 30, y)
+    finger.catch_up().move(x + 30, y)
     phone.evaluate("window.typed = ''")
     until(phone, "window.typed.length >= 12")
-    finger.up()
+    finger.catch_up().up()
     phone.evaluate("window.typed = ''")
     phone.get_by_role("button", name="Right", exact=True).tap()
     phone.get_by_role("button", name="Esc", exact=True).tap()
