@@ -1859,6 +1859,35 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+class Clock:
+    """What is done once a second, on the thread ``clock``: each of ``ticks``, which may be added at any time.
+
+    A tick that fails is logged and keeps no other from its turn. None may block for long: the others wait.
+    """
+
+    def __init__(self) -> None:
+        self.ticks: list[Callable[[], None]] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; wait for a tick that has begun, a second at most."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(1.0):
+            for tick in list(self.ticks):
+                try:
+                    tick()
+                except Exception:
+                    log.error("error\n%s", traceback.format_exc())
+
+
 class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
@@ -1875,6 +1904,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self.hooks = hooks
         self.folder = RecordFolder(config.record_path)
         self.keeper = Keeper(hooks, Chores(config, self.folder))
+        self.clock = Clock()
         self.sessions = SessionRegistry(config.Server.max_sessions)
         self.assets = load_assets(config.Server.platform_url)
         self.security_headers = {
@@ -1966,6 +1996,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self.keeper.start()
         self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
         self._thread.start()
+        self.clock.start()
         host, port = map(str, self.server_address[:2])
         for line in what_is_missing(self.config, type(self.hooks), self.assets):
             log_event("warning", reason=line)
@@ -1987,6 +2018,7 @@ class JumpServer(http.server.ThreadingHTTPServer):
         """
         started = self._thread.is_alive()
         deadline = time.monotonic() + seconds
+        self.clock.stop()
         if started:
             self.shutdown()
             self._thread.join()
