@@ -733,6 +733,12 @@ class Chores(Protocol):
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """End what a session of a dead server left in its pod: how many processes, and whether to try again."""
 
+    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Measure how long the block takes, a hook's call or "ledger"."""
+
+    def hung_up(self, count: int | None, again: bool) -> None:
+        """A hang-up was tried, with that result."""
+
 
 HangUp = Callable[[], "tuple[int | None, bool]"]
 
@@ -782,6 +788,7 @@ class Keeper:
 
     def __init__(self, hooks: Hooks, chores: Chores) -> None:
         self.trouble = ""  # why no session may begin; any thread reads it
+        self.beat = time.monotonic()  # when the thread last went round; any thread reads it
         self._hooks = hooks
         self._chores = chores
         self._changed = threading.Condition()  # guards all below
@@ -824,6 +831,11 @@ class Keeper:
         for info in unwritten:
             _log_unwritten(info)
 
+    def __len__(self) -> int:
+        """How many sessions have something left to do about them."""
+        with self._changed:
+            return len(self._jobs)
+
     def _wake(self) -> None:
         self._woken = True
         self._changed.notify_all()
@@ -833,7 +845,7 @@ class Keeper:
     def _run(self) -> None:
         look_at = adopt_at = 0.0
         while not self._finished():
-            now = time.monotonic()
+            self.beat = now = time.monotonic()
             if now >= look_at and self._deadline is None:
                 self._try(self._look)
                 look_at = now + _LOOK_SECONDS
@@ -912,7 +924,8 @@ class Keeper:
             sessions = [job.session for job in jobs]
         try:
             if sessions:
-                self._hooks.ledger.save(sessions)
+                with self._chores.timed("ledger"):
+                    self._hooks.ledger.save(sessions)
         except LedgerError as exc:
             if not self.trouble:
                 log_event("error", error=exc)
@@ -970,6 +983,7 @@ class Keeper:
 
     def _hang_up(self, job: _Job, hang_up: HangUp) -> bool:
         count, again = hang_up()
+        self._chores.hung_up(count, again)
         session_id = job.session.info.session_id
         log_event("hang_up", session=session_id, hung_up=count, **({"again": True} if again else {}))
         with self._changed:
@@ -979,7 +993,8 @@ class Keeper:
 
     def _tell(self, job: _Job) -> bool:
         try:
-            self._hooks.on_logout(job.session.info)
+            with self._chores.timed("on_logout"):
+                self._hooks.on_logout(job.session.info)
             return True
         except (Denied, HookError) as exc:  # nobody is left to be refused: the platform did not take the news
             log_event("error", session=job.session.info.session_id, hook="on_logout", error=exc)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -23,13 +24,17 @@ import html
 import http.server
 import io
 import ipaddress
+import itertools
 import json
 import logging
+import math
 import os
+import platform
 import re
 import resource
 import select
 import selectors
+import shutil
 import signal
 import socket
 import socketserver
@@ -216,8 +221,10 @@ class ServerConfig:
     """``[Server]``"""
 
     listen: str = "127.0.0.1:7000"  # address:port
+    admin_listen: str = ""  # address:port of /metrics, /readyz and /healthz; empty: only the public one has them
     reuse_port: bool = False  # whether several servers may listen at this address, to use more than one core
     max_sessions: int = 1000  # open terminals at a time
+    drain_timeout: int = 0  # seconds that open terminals may go on after SIGTERM
     allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
     trusted_proxies: tuple[str, ...] = ()  # addresses and networks of proxies whose X-Forwarded-For is believed
@@ -310,8 +317,11 @@ class Config:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.Server.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return _host_and_port(self.Server.listen)
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        return _host_and_port(self.Server.admin_listen) if self.Server.admin_listen else None
 
     def hooks_settings(self) -> HooksSettings:
         """The part that hooks see."""
@@ -327,6 +337,11 @@ class Config:
         rules = self.Kubernetes
         folders = tuple(self.folder / folder for folder in rules.allow_files)
         return Trust(None, rules.allow_exec, rules.allow_env, folders, rules.allow_servers)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 _SECTIONS: Mapping[str, type[Any]] = {
@@ -399,9 +414,14 @@ def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
 
 
 def _check_values(config: Config, file: Path) -> None:
-    listen = _LISTEN.fullmatch(config.Server.listen)
-    if not listen or int(listen[2]) > 65535:
-        raise ConfigError(f'{file}: listen in [Server] must be "address:port"')
+    for name, text in ("listen", config.Server.listen), ("admin_listen", config.Server.admin_listen):
+        listen = _LISTEN.fullmatch(text)
+        if (text or name == "listen") and not (listen and int(listen[2]) <= 65535):
+            raise ConfigError(f'{file}: {name} in [Server] must be "address:port"')
+    if config.admin_address and config.admin_address[1] == config.address[1] != 0:
+        raise ConfigError(f"{file}: admin_listen in [Server] must have another port than listen")
+    if not 0 <= config.Server.drain_timeout <= 86400:
+        raise ConfigError(f"{file}: drain_timeout in [Server] must be 0 to 86400 seconds")
     if config.Server.max_sessions < 1:
         raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
     if config.Token.secret and len(config.Token.secret.encode()) < SECRET_MINIMUM_BYTES:
@@ -486,6 +506,166 @@ class Refused(Exception):
     def __init__(self, end: End) -> None:
         super().__init__(end.reason)
         self.end = end
+
+
+_END_LABELS = {
+    BROWSER_LEFT: "browser_left",
+    BROWSER_SILENT: "browser_silent",
+    SHUTTING_DOWN: "shutdown",
+    SERVER_FULL: "full",
+    RECORDING_FAILED: "recording",
+    LEDGER_FAILED: "ledger",
+    HOOK_FAILED: "hook",
+    NO_DESCRIPTORS: "full",
+}
+_CODE_LABELS = {
+    NORMAL: "exit",
+    BAD_REQUEST: "bad_message",
+    DENIED: "denied",
+    INTERNAL: "fault",
+    CLUSTER: "cluster",
+    BUSY: "busy",
+}
+
+
+def end_label(end: End) -> str:
+    """The end as one of a few words, for the numbers."""
+    return _END_LABELS.get(end) or _CODE_LABELS.get(end.close_code, "other")
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+# Name, without the prefix: help, name of the one label ("" for none), its values. No label names a user or a pod: those
+# are too many, and nobody else's business. What is listed is there from the start, so that the first event is a rise.
+_ENDS = tuple(dict.fromkeys([*_END_LABELS.values(), *_CODE_LABELS.values(), "other"]))
+COUNTERS = {
+    "sessions_total": ("Sessions that have ended, by their end.", "end", _ENDS),
+    "refused_total": ("Terminals that were refused before the login, by cause.", "cause", _ENDS),
+    "bytes_total": ("Bytes typed (in) and printed (out) in sessions.", "direction", ("in", "out")),
+    "recorded_bytes_total": ("Bytes written to recordings.", "", ("",)),
+    "hang_ups_total": (
+        "Hang-ups tried, by what they found in the pod.",
+        "result",
+        ("none", "some", "unknown", "again"),
+    ),
+}
+HISTOGRAMS = {
+    "hook_seconds": (
+        "How long a call of a hook took.",
+        "hook",
+        ("validate_ssh_token", "on_login", "on_logout", "authorize"),
+    ),
+    "ledger_seconds": ("How long a write to the ledger took.", "", ("",)),
+    "cluster_open_seconds": ("How long it took until a shell was open, or was not.", "", ("",)),
+}
+GAUGES = {
+    "ready": "1 while terminals can be opened.",
+    "sessions_open": "Sessions that are open.",
+    "free_bytes": "Bytes free where the recordings are.",
+    "outbox_length": "Ended sessions about which something is left to do.",
+    "threads": "Threads of this process.",
+}
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)  # seconds
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of a session."""
+
+    typed: int
+    printed: int
+    recorded: int
+
+
+class Metrics:
+    """Counts what happens, for Prometheus. Any thread; bytes are summed up when they are asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below; no I/O under it
+        self._counts: dict[tuple[str, str], float] = {
+            (name, value): 0 for name, (_, _, values) in COUNTERS.items() for value in values
+        }
+        self._times: dict[tuple[str, str], list[float]] = {
+            (name, value): [0.0] * (len(_BUCKETS) + 2)
+            for name, (_, _, values) in HISTOGRAMS.items()
+            for value in values
+        }  # how many were in each bucket, in none of them, and the sum of seconds
+        self._open: set[Session] = set()
+
+    def count(self, name: str, value: str = "", by: int = 1) -> None:
+        """Add to a counter of that name and value of its label."""
+        with self._lock:
+            self._counts[name, value] += by
+
+    @contextlib.contextmanager
+    def timed(self, name: str, value: str = "") -> Iterator[None]:
+        """Measure how long the block takes, however it ends."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - started
+            with self._lock:
+                times = self._times[name, value]
+                times[bisect.bisect_left(_BUCKETS, seconds)] += 1
+                times[-1] += seconds
+
+    def opened(self, session: Session) -> None:
+        """Count the session's bytes, too, until it has ended."""
+        with self._lock:
+            self._open.add(session)
+
+    def ended(self, session: Session, end: End) -> None:
+        """Keep what the session came to."""
+        with self._lock:
+            self._open.discard(session)
+            self._counts["sessions_total", end_label(end)] += 1
+            _add_traffic(self._counts, session)
+
+    def text(self, **gauges: float) -> str:
+        """All of it in the text format 0.0.4."""
+        with self._lock:
+            counts = dict(self._counts)
+            times = {key: list(values) for key, values in self._times.items()}
+            for session in self._open:
+                _add_traffic(counts, session)
+        lines = _head("build_info", "gauge", "The version that runs.")
+        lines.append(f"{_sample('build_info', version=__version__, python=platform.python_version())} 1")
+        for name, meaning in GAUGES.items():
+            lines += [*_head(name, "gauge", meaning), f"{_sample(name)} {float(gauges[name])}"]
+        for name, (meaning, label, values) in COUNTERS.items():
+            lines += _head(name, "counter", meaning)
+            lines += [f"{_sample(name, **{label: value})} {counts[name, value]}" for value in values]
+        for name, (meaning, label, values) in HISTOGRAMS.items():
+            lines += _head(name, "histogram", meaning)
+            for value in values:
+                lines += _histogram(name, {label: value}, times[name, value])
+        return "\n".join(lines)
+
+
+def _add_traffic(counts: dict[tuple[str, str], float], session: Session) -> None:
+    traffic = session.traffic()
+    counts["bytes_total", "in"] += traffic.typed
+    counts["bytes_total", "out"] += traffic.printed
+    counts["recorded_bytes_total", ""] += traffic.recorded
+
+
+def _head(name: str, kind: str, meaning: str) -> list[str]:
+    return [f"# HELP jumpserver_{name} {meaning}", f"# TYPE jumpserver_{name} {kind}"]
+
+
+def _sample(name: str, **labels: str) -> str:
+    """A series' name; labels without a name are left out."""
+    inner = ",".join(f'{label}="{value}"' for label, value in labels.items() if label)
+    return f"jumpserver_{name}{{{inner}}}" if inner else f"jumpserver_{name}"
+
+
+def _histogram(name: str, labels: Mapping[str, str], times: list[float]) -> list[str]:
+    *counts, total = times
+    upto = list(itertools.accumulate(counts))
+    bounds = [*map(str, _BUCKETS), "+Inf"]
+    lines = [f"{_sample(f'{name}_bucket', **labels, le=bound)} {number}" for bound, number in zip(bounds, upto)]
+    return [*lines, f"{_sample(f'{name}_count', **labels)} {upto[-1]}", f"{_sample(f'{name}_sum', **labels)} {total}"]
 
 
 # -- the browser's socket ---------------------------------------------------------------------------------------------
@@ -640,6 +820,8 @@ OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
 LEAVE_SECONDS = 1.0  # for a shell to go when it is left
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
+STUCK_SECONDS = 10.0  # after which a thread that should have gone round is taken for stuck
+_WARNINGS = (600.0, 300.0, 120.0, 60.0, 30.0, 10.0)  # seconds before the end of a drain
 WHY_TIMEOUT_SECONDS = 2.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
 SMALL_INPUT_BYTES = 4096  # what a socket that can be written takes without blocking
@@ -762,8 +944,11 @@ class Session:
     ``validate`` and ``run`` belong to the connection's thread; ``stop`` and ``abort`` to any.
     """
 
-    def __init__(self, config: Config, hooks: Hooks, keeper: Keeper, folder: RecordFolder, remote_addr: str) -> None:
+    def __init__(
+        self, config: Config, hooks: Hooks, keeper: Keeper, folder: RecordFolder, metrics: Metrics, remote_addr: str
+    ) -> None:
         self.id = str(uuid.uuid4())
+        self._metrics = metrics
         self._config = config
         self._hooks = hooks
         self._keeper = keeper
@@ -791,7 +976,8 @@ class Session:
         try:
             if not token:
                 raise Denied("there is no ssh_token; open the terminal from the platform")
-            self._auth = self._hooks.validate_ssh_token(token)
+            with self._metrics.timed("hook_seconds", "validate_ssh_token"):
+                self._auth = self._hooks.validate_ssh_token(token)
         except Exception as exc:
             raise Refused(hook_failure(exc, "validate_ssh_token", self.id, token)) from None
 
@@ -842,11 +1028,14 @@ class Session:
         self._login_time = time.monotonic()
         hook = "the ledger"
         try:
-            self._hooks.ledger.login(info)
+            with self._metrics.timed("ledger_seconds"):
+                self._hooks.ledger.login(info)
             self._info = info
+            self._metrics.opened(self)
             log_event("login", **self._log_fields(), cluster=cluster, remote=self._remote_addr, file=info.filename)
             hook = "on_login"
-            self._hooks.on_login(info)
+            with self._metrics.timed("hook_seconds", "on_login"):
+                self._hooks.on_login(info)
         except Exception as exc:
             raise Refused(hook_failure(exc, hook, self.id)) from None
 
@@ -855,7 +1044,8 @@ class Session:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
         auth = self._auth
-        shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
+        with self._metrics.timed("cluster_open_seconds"):
+            shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
         self._auth = dataclasses.replace(auth, container_name=shell.target.container)
         pod, self._target = shell.pod, shell.target
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
@@ -984,8 +1174,10 @@ class Session:
     def _logout(self, end: End) -> None:
         """Hand the rest over to the keeper: a hang-up, the ledger, the platform."""
         if self._info is None:
+            self._metrics.count("refused_total", end_label(end))
             log_event("refusal", **self._log_fields(), remote=self._remote_addr, reason=end.reason)
             return
+        self._metrics.ended(self, end)
         seconds = time.monotonic() - self._login_time
         info = dataclasses.replace(
             self._info,
@@ -1067,6 +1259,10 @@ class Session:
 
     # Any thread.
 
+    def traffic(self) -> Traffic:
+        """What went through it until now."""
+        return Traffic(self._bytes_in, self._bytes_out, self._recorder.bytes_written if self._recorder else 0)
+
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
@@ -1084,6 +1280,14 @@ class Session:
         if pod is not None:
             pod.wake()
         return end
+
+    def notify(self, text: str) -> None:
+        """Show a notice beside the terminal."""
+        with self._lock:
+            browser = self._browser
+        if browser is not None:
+            with contextlib.suppress(BrowserGone):
+                browser.send_json(type="notice", text=text)
 
     def abort(self) -> None:
         """Drop the browser's connection: wakes a send to a browser that takes nothing. Wait for no hang-up."""
@@ -1194,9 +1398,19 @@ def load_cluster(config: Config, auth: TokenAuthData) -> Cluster:
 class Chores:
     """What the keeper needs of recordings and pods."""
 
-    def __init__(self, config: Config, folder: RecordFolder) -> None:
+    def __init__(self, config: Config, folder: RecordFolder, metrics: Metrics | None = None) -> None:
         self._config = config
         self._folder = folder
+        self._metrics = metrics or Metrics()
+
+    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Measure how long the block takes, a hook's call or "ledger"."""
+        return self._metrics.timed("ledger_seconds") if what == "ledger" else self._metrics.timed("hook_seconds", what)
+
+    def hung_up(self, count: int | None, again: bool) -> None:
+        """A hang-up was tried."""
+        result = "again" if again else "unknown" if count is None else "some" if count else "none"
+        self._metrics.count("hang_ups_total", result)
 
     def check(self) -> str:
         """Why no recording can begin now; "" when it can."""
@@ -1281,19 +1495,25 @@ class SessionRegistry:
         with self._changed:
             return self._closing
 
-    def close(self, end: End) -> None:
-        """Take no more, and stop those that are open. Does not wait."""
+    def all(self) -> list[Session]:
+        """Those that are open."""
+        with self._changed:
+            return list(self._sessions)
+
+    def refuse_more(self) -> None:
+        """Take no more; those that are open go on."""
         with self._changed:
             self._closing = True
-            sessions = list(self._sessions)
-        for session in sessions:
+
+    def close(self, end: End) -> None:
+        """Take no more, and stop those that are open. Does not wait."""
+        self.refuse_more()
+        for session in self.all():
             session.stop(end)
 
     def abort(self) -> None:
         """Drop the browsers of those that are still open."""
-        with self._changed:
-            sessions = list(self._sessions)
-        for session in sessions:
+        for session in self.all():
             session.abort()
 
     def wait_empty(self, timeout: float) -> bool:
@@ -1399,6 +1619,8 @@ _CHUNK_BYTES = 1 << 17
 # Connections that are no terminals, at a time: of all, and of one address. Each costs a thread.
 _HEADS, _HEADS_EACH = 200, 50  # whose request has not been read yet
 _PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused terminals
+_RETRY_SECONDS = "10"  # what a refused client is asked to wait
+_ADMIN_ROUTES = ("/metrics", "/readyz", "/healthz")
 _UNCOUNTED = ("/healthz", "/readyz", "/ssh")  # what must always be answered, and what counts as a session
 _CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag, X-Recording"
 _CORS_PREFLIGHT = {
@@ -1500,6 +1722,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         "/records/play": "_play",
         "/healthz": "_healthz",
         "/readyz": "_readyz",
+        "/metrics": "_metrics",
     }
 
     server: JumpServer
@@ -1528,7 +1751,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:
             self._answer(400, "this address is not valid, or has too many parameters")
             return
-        if url.path in _UNCOUNTED:
+        of_admin = self.server.came_to_admin(self.connection)
+        if not self._has_route(url.path, of_admin):
+            self._answer(404, "not found")
+            return
+        if of_admin or url.path in _UNCOUNTED:
             getattr(self, self.ROUTES[url.path])(query)
             return
         with self._place() as free:
@@ -1540,6 +1767,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._asset(url.path)
 
     do_HEAD = do_GET
+
+    def _has_route(self, path: str, of_admin: bool) -> bool:
+        """Whether the path exists where the request came in: with ``admin_listen``, the public port has no numbers."""
+        if of_admin:
+            return path in _ADMIN_ROUTES
+        return path != "/metrics" or self.server.admin is None
 
     def do_OPTIONS(self) -> None:
         """The question of a browser whether a page of another origin may ask (CORS preflight)."""
@@ -1588,7 +1821,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, status: int, text: str, more: Mapping[str, str] = types.MappingProxyType({})) -> None:
         """A short answer in words."""
-        body = f"{text}\n".encode()
+        body = f"{text}\n".encode()  # a line; Prometheus' format, too, ends with one
         headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store", **more}
         self._head(status, {**headers, "Content-Length": str(len(body))})
         self._body(body)
@@ -1655,6 +1888,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         trouble = self.server.trouble()
         self._answer(503 if trouble else 200, trouble or "ready")
 
+    def _metrics(self, query: Mapping[str, str]) -> None:
+        self._answer(200, self.server.numbers(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
     # /ssh
 
     def _ssh(self, query: Mapping[str, str]) -> None:
@@ -1666,7 +1902,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(426, "this server speaks version 13 of the WebSocket protocol", other)
             return
         server = self.server
-        session = Session(server.config, server.hooks, server.keeper, server.folder, self._remote_addr())
+        session = Session(
+            server.config, server.hooks, server.keeper, server.folder, server.metrics, self._remote_addr()
+        )
         threading.current_thread().name = f"{session.id}-output"
         try:
             self._check_origin()
@@ -1703,12 +1941,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise BrowserGone from None
 
     def _refuse(self, session: Session, end: End) -> None:
+        self.server.metrics.count("refused_total", end_label(end))
         log_event("refusal", session=session.id, remote=self._remote_addr(), reason=end.reason)
         with self._place() as free:
             if free and self._wants_v1():
                 self._refuse_in_words(session, end)
             else:
-                self._answer(_HTTP_STATUS[end.close_code], end.reason)
+                more = {"Retry-After": _RETRY_SECONDS} if end.close_code == BUSY else {}
+                self._answer(_HTTP_STATUS[end.close_code], end.reason, more)
 
     def _refuse_in_words(self, session: Session, end: End) -> None:
         session.stop(end)  # from here on its input is dropped: it must not wait for a pod
@@ -1757,7 +1997,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(403, TOKEN_TOO_LONG.reason)
             return None
         try:
-            return self.server.hooks.authorize(token, action, filename)
+            with self.server.metrics.timed("hook_seconds", "authorize"):
+                return self.server.hooks.authorize(token, action, filename)
         except Exception as exc:
             end = hook_failure(exc, "authorize", "-", token)
             log_event("refusal", action=action, file=filename, remote=self._remote_addr(), reason=end.reason)
@@ -1892,18 +2133,92 @@ class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
 
-class JumpServer(http.server.ThreadingHTTPServer):
+class _Acceptor(socketserver.TCPServer):
+    """Listens at an address of the configuration, or on a socket that the service manager has opened there."""
+
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(self, setting: str, text: str, inherited: socket.socket | None) -> None:
+        """Bind the address; ``activate`` listens. Raises ListenError, which names setting and text."""
+        self._setting = f"{setting} in [Server]: {text}"
+        self._inherited = inherited
+        address = _host_and_port(text)
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, Handler, bind_and_activate=False)
+        self._try_listening(self.server_bind)
+
+    def _try_listening(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as exc:
+            self.server_close()
+            raise ListenError(f"{self._setting}: {exc.strerror}") from exc
+
+    def server_bind(self) -> None:
+        if self._inherited is None:
+            # HTTPServer would look the host's name up, which can hang on a broken DNS.
+            socketserver.TCPServer.server_bind(self)
+        else:
+            self.socket.close()
+            self.socket = self._inherited
+            self.server_address = self.socket.getsockname()
+
+    def activate(self) -> None:
+        """Listen. Raises ListenError."""
+        self._try_listening(self.server_activate)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):  # the connection stays pending: do not spin on it
+                log_event("error", error="no file descriptor is left for a new connection")
+                time.sleep(1.0)
+            raise
+
+
+class AdminListener(_Acceptor):
+    """Accepts at ``admin_listen``, on the thread ``admin``; the server answers."""
+
+    def __init__(self, server: JumpServer, inherited: socket.socket | None) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="admin", daemon=True)
+        super().__init__("admin_listen", server.config.Server.admin_listen, inherited)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._server.process_request(request, client_address)
+
+    def start(self) -> None:
+        """Raises ListenError."""
+        self.activate()
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+        self.server_close()
+
+
+class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     """The listening server. ``stop`` ends everything that it has started."""
 
     daemon_threads = True
-    request_queue_size = 1024
 
-    def __init__(self, config: Config, hooks: Hooks) -> None:
-        """Make the record folder and bind the address; ``start`` listens. Raises RecordError, ListenError."""
+    def __init__(
+        self, config: Config, hooks: Hooks, inherited: Mapping[str, socket.socket] = types.MappingProxyType({})
+    ) -> None:
+        """Make the record folder and bind the addresses; ``start`` listens. Raises RecordError, ListenError.
+
+        ``inherited``: see inherited_sockets.
+        """
         self.config = config
         self.hooks = hooks
         self.folder = RecordFolder(config.record_path)
-        self.keeper = Keeper(hooks, Chores(config, self.folder))
+        self.metrics = Metrics()
+        self.keeper = Keeper(hooks, Chores(config, self.folder, self.metrics))
         self.clock = Clock()
         self.sessions = SessionRegistry(config.Server.max_sessions)
         self.assets = load_assets(config.Server.platform_url)
@@ -1916,25 +2231,29 @@ class JumpServer(http.server.ThreadingHTTPServer):
         self._changed = threading.Condition()  # guards both below
         self._connections: set[socket.socket] = set()
         self._heads: dict[socket.socket, str] = {}  # whose request has not been read yet, oldest first: the crowd
+        self._beat = time.monotonic()  # of the listener, each time that it goes round
+        self._stuck = ""
+        self._end_at: float | None = None  # monotonic, of a drain
+        self._warnings: list[float] = []  # seconds before the end at which open terminals are still to be told
+        self.clock.ticks += [self._report, self._count_down]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
-        if ":" in config.address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(config.address, Handler, bind_and_activate=False)
-        self._try_listening(self.server_bind)
-
-    def _try_listening(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except OSError as exc:
-            self.server_close()
-            raise ListenError(f"listen in [Server]: {self.config.Server.listen}: {exc.strerror}") from exc
+        self.admin: AdminListener | None = None
+        super().__init__("listen", config.Server.listen, inherited.get("listen"))
+        if config.Server.admin_listen:
+            try:
+                self.admin = AdminListener(self, inherited.get("admin"))
+            except ListenError:
+                self.server_close()
+                raise
 
     def server_bind(self) -> None:
         if self.config.Server.reuse_port:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # HTTPServer would look the host's name up, which can hang on a broken DNS.
-        socketserver.TCPServer.server_bind(self)
+        super().server_bind()
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def service_actions(self) -> None:
+        self._beat = time.monotonic()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         crowd = self.config.Server.crowd(parse_address(client_address[0]))
@@ -1968,15 +2287,6 @@ class JumpServer(http.server.ThreadingHTTPServer):
         with self._changed:
             return self._heads.pop(connection, None) is not None
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return super().get_request()
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):  # the connection stays pending: do not spin on it
-                log_event("error", error="no file descriptor is left for a new connection")
-                time.sleep(1.0)
-            raise
-
     def shutdown_request(self, request: Any) -> None:
         with self._changed:
             self._heads.pop(request, None)
@@ -1994,7 +2304,10 @@ class JumpServer(http.server.ThreadingHTTPServer):
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
         self.hooks.open()
         self.keeper.start()
-        self._try_listening(self.server_activate)  # not before: of several on a port, each gets its share from here on
+        self.activate()  # not before: of several on a port, each gets its share from here on
+        if self.admin is not None:
+            self.admin.start()
+        self._beat = time.monotonic()
         self._thread.start()
         self.clock.start()
         host, port = map(str, self.server_address[:2])
@@ -2011,6 +2324,63 @@ class JumpServer(http.server.ThreadingHTTPServer):
         """Why no terminal can be opened now; "" when one can."""
         return SHUTTING_DOWN.reason if self.sessions.closing else self.keeper.trouble
 
+    def came_to_admin(self, connection: socket.socket) -> bool:
+        """Whether the connection came in at ``admin_listen``."""
+        return self.admin is not None and connection.getsockname()[1] == self.admin.server_address[1]
+
+    def numbers(self) -> str:
+        """All numbers, in Prometheus' text format."""
+        return self.metrics.text(
+            ready=not self.trouble(),
+            sessions_open=len(self.sessions),
+            free_bytes=self._free_bytes(),
+            outbox_length=len(self.keeper),
+            threads=threading.active_count(),
+        )
+
+    def _free_bytes(self) -> float:
+        try:
+            return float(shutil.disk_usage(self.config.record_path).free)
+        except OSError:
+            return math.nan
+
+    def stuck(self) -> str:
+        """The thread that has not gone round for STUCK_SECONDS and without which nothing goes on; "" if none."""
+        beats = {"listener": self._beat, "keeper": self.keeper.beat}
+        return next((name for name, beat in beats.items() if time.monotonic() - beat > STUCK_SECONDS), "")
+
+    def _report(self) -> None:
+        """Tell the service manager how it goes; a thread that is stuck stops the watchdog."""
+        stuck = self.stuck()
+        if stuck != self._stuck:
+            self._stuck = stuck
+            log_event("error", error=f"the thread {stuck} is stuck") if stuck else log_event(
+                "warning", reason="no thread is stuck any more"
+            )
+        state = [f"STATUS={len(self.sessions)} sessions"]
+        if not stuck and watchdog_is_wanted():
+            state.append("WATCHDOG=1")
+        if self._end_at is not None:
+            state.append(f"EXTEND_TIMEOUT_USEC={int((STOP_SECONDS + 10) * 1e6)}")
+        notify_systemd("\n".join(state))
+
+    def drain(self, seconds: float) -> None:
+        """Open no more terminals. Those that are open are told, again and again, that they end in ``seconds``."""
+        self.sessions.refuse_more()
+        log_event("drain", seconds=seconds, sessions=len(self.sessions))
+        self._warnings = [seconds, *(left for left in _WARNINGS if left < seconds)]
+        self._end_at = time.monotonic() + seconds
+
+    def _count_down(self) -> None:
+        left = self._end_at - time.monotonic() if self._end_at is not None else math.inf
+        due = [warning for warning in self._warnings if warning >= left]
+        if not due:
+            return
+        self._warnings = [warning for warning in self._warnings if warning < left]
+        how_long = f"{round(left / 60)} minutes" if left >= 90 else f"{max(0, round(left))} seconds"
+        for session in self.sessions.all():
+            session.notify(f"{SHUTTING_DOWN.reason}: this terminal ends in {how_long}")
+
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """End all sessions with a word in their terminals, then everything else. Blocks for ``seconds`` at most.
 
@@ -2022,6 +2392,8 @@ class JumpServer(http.server.ThreadingHTTPServer):
         if started:
             self.shutdown()
             self._thread.join()
+        if self.admin is not None:
+            self.admin.stop()
         self.server_close()  # first: new connections must be refused, or go to another server on the port
         self.sessions.close(SHUTTING_DOWN)
         if not self.sessions.wait_empty(seconds / 2):
@@ -2095,7 +2467,7 @@ def serve(config: Config, hooks: Hooks) -> int:
     # the kernel at once. Measured: 1.4 times the throughput.
     bytes(8 << 20)
     raise_descriptor_limit(8 * config.Server.max_sessions + 500)
-    server = JumpServer(config, hooks)
+    server = JumpServer(config, hooks, inherited_sockets())
     # A handler alone might not wake a main thread that waits for a lock; a byte on a socket always does.
     woken, waker = socket.socketpair()
     waker.setblocking(False)
@@ -2105,13 +2477,76 @@ def serve(config: Config, hooks: Hooks) -> int:
     with woken, waker:
         try:
             server.start()
-            woken.recv(1)
+            notify_systemd("READY=1")
+            _wait_for_signal(woken, None)
+            notify_systemd("STOPPING=1")
+            _drain(server, woken)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):  # a second signal ends the process at once
+            for number in (signal.SIGTERM, signal.SIGINT):  # from here on, another signal ends the process at once
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             server.stop()
     return 0
+
+
+def _wait_for_signal(woken: socket.socket, seconds: float | None) -> bool:
+    """Whether a signal came within ``seconds``."""
+    return bool(select.select([woken], [], [], seconds)[0]) and bool(woken.recv(1))
+
+
+def _drain(server: JumpServer, woken: socket.socket) -> None:
+    """Let open terminals go on until ``drain_timeout`` is over, none is left, or another signal comes."""
+    seconds = server.config.Server.drain_timeout
+    if not seconds:
+        return
+    server.drain(seconds)
+    deadline = time.monotonic() + seconds
+    while len(server.sessions) and time.monotonic() < deadline and not _wait_for_signal(woken, 0.1):
+        pass
+
+
+# -- systemd ----------------------------------------------------------------------------------------------------------
+
+_FIRST_DESCRIPTOR = 3  # sd_listen_fds(3)
+
+
+def notify_systemd(state: str) -> None:
+    """Tell the service manager, if there is one that wants to know (sd_notify(3)). Any thread; blocks 1 s at most."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(1.0)
+            sock.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+
+
+def watchdog_is_wanted() -> bool:
+    """Whether the service manager waits for a sign of life of this process (sd_watchdog_enabled(3))."""
+    return "WATCHDOG_USEC" in os.environ and os.environ.get("WATCHDOG_PID") in (None, str(os.getpid()))
+
+
+def inherited_sockets() -> dict[str, socket.socket]:
+    """The sockets that the service manager has opened for this process (sd_listen_fds(3)): "listen", "admin".
+
+    One that it calls "admin" stands for ``admin_listen``, one of any other name for ``listen``. A child of this
+    process gets neither them nor the variables. Raises ListenError.
+    """
+    count, pid, names = (os.environ.pop(f"LISTEN_{name}", "") for name in ("FDS", "PID", "FDNAMES"))
+    found: dict[str, socket.socket] = {}
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return found
+    for index, name in enumerate((names.split(":") + [""] * int(count))[: int(count)]):
+        try:
+            sock = socket.socket(fileno=_FIRST_DESCRIPTOR + index)
+            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as exc:
+            raise ListenError(f"LISTEN_FDS: descriptor {_FIRST_DESCRIPTOR + index}: {exc.strerror}") from exc
+        role = "admin" if name == "admin" else "listen"
+        if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6) or role in found:
+            raise ListenError("LISTEN_FDS: there must be one TCP socket that listens, and perhaps one named admin")
+        sock.set_inheritable(False)
+        sock.setblocking(False)  # another process may take the connection first
+        found[role] = sock
+    return found
 
 
 def raise_descriptor_limit(wanted: int) -> None:
