@@ -3,8 +3,8 @@
 
 Owns everything that a browser sees. Asks hooks who may, k8s_exec for the pod, recorder to write down what was seen.
 
-Threads of a session: ``<id>-output`` (the connection's own: pod to recording to browser) and ``<id>-browser``
-(simple-websocket's: browser to pod); once the pod has not taken something at once, ``<id>-input`` for what must wait.
+Threads of a session: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` (that of the browser's
+connection: browser to pod).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import select
 import selectors
 import shutil
@@ -53,6 +54,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
 import simple_websocket
+from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Ping
 from wsproto.utilities import LocalProtocolError
 
@@ -78,6 +80,7 @@ from k8s_exec import (
     KubeconfigError,
     PodExec,
     PodLost,
+    Shell,
     Target,
     Trust,
     encode_resize,
@@ -97,6 +100,7 @@ from recorder import (
     is_incomplete,
     mark_incomplete,
     playable_size,
+    recorded_output,
     recording_path,
     repair,
 )
@@ -225,6 +229,7 @@ class ServerConfig:
     reuse_port: bool = False  # whether several servers may listen at this address, to use more than one core
     max_sessions: int = 1000  # open terminals at a time
     drain_timeout: int = 0  # seconds that open terminals may go on after SIGTERM
+    resume_grace: int = 60  # seconds that a shell waits for a browser that lost its connection; 0: it ends at once
     allowed_origins: tuple[str, ...] = ()  # of pages that may open a terminal; empty: any, since the token decides
     frame_ancestors: tuple[str, ...] = ("'self'",)  # who may show the pages in a frame (CSP source list)
     trusted_proxies: tuple[str, ...] = ()  # addresses and networks of proxies whose X-Forwarded-For is believed
@@ -471,8 +476,9 @@ def check_ledger_path(config: Config, file: Path) -> None:
 
 # WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
 # says the same to a client which did not ask for the subprotocol.
-NORMAL, BAD_REQUEST, DENIED, INTERNAL, CLUSTER, BUSY = 1000, 4400, 4403, 4500, 4502, 4503
-_HTTP_STATUS = {BAD_REQUEST: 400, DENIED: 403, INTERNAL: 503, CLUSTER: 502, BUSY: 503}
+NORMAL, GOING_AWAY = 1000, 1001
+BAD_REQUEST, DENIED, TAKEN, GONE, INTERNAL, CLUSTER, BUSY = 4400, 4403, 4409, 4410, 4500, 4502, 4503
+_HTTP_STATUS = {BAD_REQUEST: 400, DENIED: 403, TAKEN: 409, GONE: 410, INTERNAL: 503, CLUSTER: 502, BUSY: 503}
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -489,10 +495,14 @@ class End:
 BROWSER_SILENT = End("the browser no longer answers", notice=False)
 MESSAGE_TOO_BIG = End("the browser sent a message of more than 1 MiB", BAD_REQUEST)
 BROWSER_LEFT = End("the browser closed the connection", notice=False)
+BROWSER_CLOSED = End("the user has ended the session", notice=False)
+SESSION_OVER = End("this session has ended", GONE, notice=False)
+TAKEN_OVER = End("this terminal goes on in another page", TAKEN, notice=False)
 SHUTTING_DOWN = End("the server is shutting down", BUSY)
 SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
 RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERNAL)
 LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
+SERVER_BUSY = End("the server has as many answers under way as it may; try again later", BUSY)
 TOKEN_TOO_LONG = End("this token is longer than 16 KiB, which is more than this server takes", DENIED)
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
@@ -510,6 +520,7 @@ class Refused(Exception):
 
 _END_LABELS = {
     BROWSER_LEFT: "browser_left",
+    BROWSER_CLOSED: "closed",
     BROWSER_SILENT: "browser_silent",
     SHUTTING_DOWN: "shutdown",
     SERVER_FULL: "full",
@@ -522,6 +533,8 @@ _CODE_LABELS = {
     NORMAL: "exit",
     BAD_REQUEST: "bad_message",
     DENIED: "denied",
+    TAKEN: "taken",
+    GONE: "gone",
     INTERNAL: "fault",
     CLUSTER: "cluster",
     BUSY: "busy",
@@ -543,6 +556,7 @@ COUNTERS = {
     "refused_total": ("Terminals that were refused before the login, by cause.", "cause", _ENDS),
     "bytes_total": ("Bytes typed (in) and printed (out) in sessions.", "direction", ("in", "out")),
     "recorded_bytes_total": ("Bytes written to recordings.", "", ("",)),
+    "resumed_total": ("Browsers that came back to their shell, or another page that took it over.", "", ("",)),
     "hang_ups_total": (
         "Hang-ups tried, by what they found in the pod.",
         "result",
@@ -561,6 +575,7 @@ HISTOGRAMS = {
 GAUGES = {
     "ready": "1 while terminals can be opened.",
     "sessions_open": "Sessions that are open.",
+    "detached": "Sessions whose shell waits for a browser that lost its connection.",
     "free_bytes": "Bytes free where the recordings are.",
     "outbox_length": "Ended sessions about which something is left to do.",
     "threads": "Threads of this process.",
@@ -675,6 +690,8 @@ PING_SECONDS = 25.0
 SEND_TIMEOUT_SECONDS = 30  # a browser that takes nothing for so long is gone
 CLOSE_TIMEOUT_SECONDS = 2.0  # for the browser's answer to a close frame
 MESSAGE_LIMIT_BYTES = 1 << 20
+UNSENT_LIMIT_BYTES = 1 << 17  # in the kernel, of what the network does not take yet
+_BINARY_FRAME = 0x82  # final, opcode 2 (RFC 6455, section 5.2)
 
 
 class _SharedSocket:
@@ -685,6 +702,7 @@ class _SharedSocket:
         self.lock = threading.RLock()  # guards sends
         self.silent = False  # whether the peer did not answer in time
         self.fileno = sock.fileno
+        self.settimeout = sock.settimeout
 
     def recv(self, size: int) -> bytes:
         try:
@@ -694,18 +712,40 @@ class _SharedSocket:
             raise
 
     def send(self, data: bytes) -> int:
+        self.send_parts(data)
+        return len(data)
+
+    def send_parts(self, *parts: bytes) -> None:
         with self.lock:
             try:
-                self._sock.sendall(data)
+                sent = self._sock.sendmsg(parts)
+                if sent < sum(map(len, parts)):
+                    self._sock.sendall(memoryview(b"".join(parts))[sent:])
             except OSError as exc:
                 self.silent = self.silent or isinstance(exc, (BlockingIOError, TimeoutError))  # SO_SNDTIMEO
                 self.close()  # part of a frame may be out: nothing can follow it
                 raise
-        return len(data)
+
+    def writable(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+
+class _NoThread:
+    """In place of the thread that simple-websocket would start: the connection's own runs its loop."""
+
+    name = ""
+
+    def __init__(self, target: Callable[[], None]) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
 
 
 class BrowserGone(Exception):
@@ -713,19 +753,23 @@ class BrowserGone(Exception):
 
 
 class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
-    """The server's end of a browser's WebSocket, made safe for two threads.
+    """The server's end of a browser's WebSocket, made safe for two threads: one receives, in ``run``; any sends."""
 
-    Starts the thread ``<session id>-browser`` and calls the session's ``on_message``, ``wait_for_room`` and ``stop``
-    on it.
-    """
-
-    def __init__(self, sock: socket.socket, key: str, subprotocol: str, session: Session) -> None:
+    def __init__(self, sock: socket.socket, key: str, subprotocol: str, remote_addr: str) -> None:
         """Answer the upgrade request whose Sec-WebSocket-Key is ``key``. Raises OSError."""
-        self._session = session
+        self.session: Session | None = None  # whom its messages are for
+        self.window = Window(0, False)  # of its session's; only that changes it
+        self.greeted = False
+        self.shown_secret = b""  # digest of the secret that it resumed with; b"" once it has the next
         self._shared = _SharedSocket(sock)
-        self._started = threading.Event()
+        self._early: list[str | bytes] = []  # messages that came before there was a session
+        self.connected = False
+        self.over = threading.Event()
+        self.remote_addr = remote_addr
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT_BYTES)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # for a network that falls silent and a browser that takes nothing
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_TIMEOUT_SECONDS * 1000)
         else:  # the next best, which also drops a browser that takes only a little in that time
@@ -746,68 +790,136 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
             receive_bytes=1 << 16,
             ping_interval=PING_SECONDS,
             max_message_size=MESSAGE_LIMIT_BYTES,
-            thread_class=functools.partial(threading.Thread, name=f"{session.id}-browser", daemon=True),
+            thread_class=_NoThread,
         )
         # In place of a list without a bound: hands each message on at once. While that blocks, the sender has to wait.
         self.input_buffer = types.SimpleNamespace(append=self._deliver)
-        self._started.set()
 
-    def _thread(self) -> None:
-        self._started.wait()
+    @property
+    def v1(self) -> bool:
+        """Whether it speaks ``jumpserver.v1``; else it is a client of the original."""
+        return bool(self.subprotocol == SUBPROTOCOL)
+
+    # The connection's thread.
+
+    def first_message(self, seconds: float) -> str | bytes | None:
+        """The first message if it comes within ``seconds``. Only before ``run``."""
+        self._receive(seconds, lambda: bool(self._early))
+        return self._early.pop(0) if self._early else None
+
+    def _receive(self, seconds: float, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
         try:
+            while self.connected and not enough():
+                self._shared.settimeout(max(0.001, deadline - time.monotonic()))
+                data = self._shared.recv(self.receive_bytes)
+                self.ws.receive_data(data or None)
+                self.connected = bool(self._handle_events() and data)
+            self._shared.settimeout(None)
+        except (OSError, LocalProtocolError):
+            self.connected = False
+
+    def run(self) -> None:
+        """Receive until the connection ends; the session's ``on_message`` and ``left`` are called here."""
+        assert self.session is not None  # noqa: S101
+        try:
+            for message in self._early:
+                self.session.on_message(self, message)
             with selectors.DefaultSelector() as selector:  # simple-websocket does not close its own on every way out
                 self.selector_class = lambda: selector
-                super()._thread()
+                self._thread()
         except Exception:
-            self._session.fault()
-        finally:  # simple-websocket sets its event before it clears ``connected``, and not on every way out
+            self.session.fault()
+        finally:  # simple-websocket does not clear ``connected`` on every way out
             self.connected = False
             self.abort()
-            self._session.stop(self._why_ended())
+            self.session.left(self)
+            self.over.set()
 
-    def _why_ended(self) -> End:
-        if self.incoming_message_len > MESSAGE_LIMIT_BYTES:
-            return MESSAGE_TOO_BIG
-        return BROWSER_SILENT if self._shared.silent else BROWSER_LEFT
+    def _deliver(self, message: str | bytes) -> None:
+        self.pong_received = True  # a message proves life as well; after a wait the pong may be unread yet
+        if self.session is None:
+            self._early.append(message)
+            return
+        self.session.on_message(self, message)
+        while not self.session.wait_for_room(PING_SECONDS):
+            self.sock.send(self.ws.send(Ping()))  # nothing is read meanwhile: only a send finds out who has left
 
     def close(self, reason: int | None = None, message: str | None = None) -> None:
         """Called by simple-websocket when a ping was not answered."""
         self._shared.silent = True
         super().close(reason, message)
 
-    def _deliver(self, message: str | bytes) -> None:
-        self.pong_received = True  # a message proves life as well; after a wait the pong may be unread yet
-        self._session.on_message(message)
-        while not self._session.wait_for_room(PING_SECONDS):
-            self.sock.send(self.ws.send(Ping()))  # nothing is read meanwhile: only a send finds out who has left
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether the page went away by itself: its tab was closed, or reloaded (close code 1001)."""
+        return bool(self.close_reason == GOING_AWAY)
 
-    def send(self, data: str | bytes) -> None:
-        """Send one message, any thread. Blocks while the browser takes nothing. Raises BrowserGone."""
+    def why_ended(self) -> End:
+        """Why the connection is no more."""
+        if self.incoming_message_len > MESSAGE_LIMIT_BYTES:
+            return MESSAGE_TOO_BIG
+        if self.close_reason == NORMAL:
+            return BROWSER_CLOSED
+        return BROWSER_SILENT if self._shared.silent else BROWSER_LEFT
+
+    # Any thread.
+
+    def send(self, data: bytes) -> None:
+        """Send output. Blocks while the browser takes nothing. Raises BrowserGone."""
+        size = len(data)
+        if size < 126:  # RFC 6455, section 5.2; wsproto would copy all of it, and once more to join it with the head
+            head = bytes((_BINARY_FRAME, size))
+        else:
+            head = struct.pack("!BBH", _BINARY_FRAME, 126, size) if size < 1 << 16 else b""
+            head = head or struct.pack("!BBQ", _BINARY_FRAME, 127, size)
+        with self._sending():
+            self._shared.send_parts(head, data)
+
+    def send_json(self, **values: object) -> None:
+        """Send a text message, to clients of ``jumpserver.v1`` only: the original's take none. As ``send``."""
+        if self.v1:
+            with self._sending():
+                super().send(json.dumps(values))
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
         try:
             with self._shared.lock:
-                super().send(data)
+                if not self.connected or self.ws.state is not ConnectionState.OPEN:
+                    raise BrowserGone
+                yield
         except (OSError, simple_websocket.ConnectionClosed, LocalProtocolError):
             raise BrowserGone from None
 
-    def send_json(self, **values: object) -> None:
-        """Send a text message, to clients of ``jumpserver.v1`` only: the original's clients take none."""
-        if self.subprotocol == SUBPROTOCOL:
-            self.send(json.dumps(values))
+    def _send_close(self, code: int, reason: str) -> None:
+        # wsproto cuts the reason at 123 bytes of UTF-8 (RFC 6455, section 5.5).
+        with self._sending():
+            self.sock.send(self.ws.send(CloseConnection(code, reason)))
+
+    def dismiss(self, code: int, reason: str, **values: object) -> None:
+        """Send last words and a close frame without waiting; a browser that takes nothing is dropped."""
+        if self._shared.writable():
+            with contextlib.suppress(BrowserGone):
+                self.send_json(**values)
+                self._send_close(code, reason)
+        else:
+            self.abort()
 
     def finish(self, code: int, reason: str) -> None:
-        """Send a close frame and wait a little for the answer, so that what was sent before arrives. Any thread.
-
-        wsproto cuts the reason at 123 bytes of UTF-8 (RFC 6455, section 5.5).
-        """
-        with contextlib.suppress(OSError, LocalProtocolError):
-            with self._shared.lock:
-                self.sock.send(self.ws.send(CloseConnection(code, reason)))
-            self.thread.join(CLOSE_TIMEOUT_SECONDS)
+        """Send a close frame and wait a little for the answer, so that what was sent before arrives."""
+        with contextlib.suppress(BrowserGone):
+            self._send_close(code, reason)
+            if self.session is None:  # then this is the connection's thread
+                self._receive(CLOSE_TIMEOUT_SECONDS, lambda: False)
+            else:
+                self.over.wait(CLOSE_TIMEOUT_SECONDS)
         self.abort()
-        self.thread.join()
+        if self.session is not None:
+            self.over.wait()
 
     def abort(self) -> None:
-        """Drop the connection, any thread: a blocked send raises, the thread ends."""
+        """Drop the connection: a blocked send raises, ``run`` returns."""
         self._shared.close()
 
 
@@ -824,184 +936,204 @@ STUCK_SECONDS = 10.0  # after which a thread that should have gone round is take
 _WARNINGS = (600.0, 300.0, 120.0, 60.0, 30.0, 10.0)  # seconds before the end of a drain
 WHY_TIMEOUT_SECONDS = 2.0
 INPUT_LIMIT_BYTES = 1 << 20  # typed and not yet taken by the pod
-SMALL_INPUT_BYTES = 4096  # what a socket that can be written takes without blocking
+RESUME_SECONDS = 10.0  # for the first message of a browser that comes back
+RELOAD_SECONDS = 15.0  # after a close frame 1001: a page that is reloaded, or a tab that was closed
+WINDOW_SECONDS = 0.25  # of output on its way to a page
+WINDOW_MINIMUM_BYTES, WINDOW_MAXIMUM_BYTES = 1 << 17, 1 << 22
+AHEAD_BYTES = 1 << 24  # read of the pod for a browser that is away
+CATCH_UP_PAUSE_SECONDS = 0.1  # of the pod, after an interrupted flood
+CATCH_UP_SECONDS, CATCH_UP_BYTES = 5.0, 1 << 26
+TAIL_BYTES = 1 << 12  # of it that is shown
+_RATE_SECONDS = 0.05  # over which the drawing is measured, or longer
+_PIECE_BYTES = 1 << 16
+_MARKS, _MARK_BYTES = 1024, 1 << 17  # more than can be read ahead or skipped
+_SECRETS_LIMIT = 4
+_POSITION_LIMIT = 1 << 53  # what a page's numbers can hold
+_INTERRUPTS = (b"\x03", b"\x1c", b"\x1a")  # Ctrl-C, Ctrl-\ and Ctrl-Z
+_ALTERNATE_SCREEN = re.compile(rb"\x1b\[\?(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
+
+Size = tuple[int, int]  # columns, rows
 
 
-Item = Union[bytes, tuple[int, int]]  # what was typed, or a size as (columns, rows)
+class Window:
+    """How much output may be on its way to a page and not drawn yet: as much as it draws in 250 ms.
 
-
-class BrowserInput:
-    """What the browser sent and the pod has not taken yet, in order; and whether the browser wants a pause.
-
-    The browser's thread puts. It passes an item on itself as long as the pod takes each at once: that saves a switch
-    of threads (measured: 12 % of an echo) and a thread (17 KB). What has to wait is queued, and from then on all that
-    follows it; the input thread gets it. The output thread waits for the end of a pause.
+    Positions count the bytes of the session's output. The output thread sends, the browser's thread acknowledges.
     """
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards all below
-        self._items: collections.deque[Item] = collections.deque()
-        self._pass_on: Callable[[Item], bool] | None = None  # where items go, until one has to wait
-        self._size: tuple[int, int] | None = None
-        self._bytes = 0
-        self._paused = False
-        self._closed = False
+    def __init__(self, position: int, acknowledged: bool) -> None:
+        """``acknowledged``: whether the client says what it has drawn; those of the original do not."""
+        self.sent = self.drawn = position
+        self._acknowledged = acknowledged
+        self.size = WINDOW_MINIMUM_BYTES
+        self._was_full = False  # since what follows, which is where the measuring began
+        self._since = (time.monotonic(), position)
 
-    def put(self, item: Item) -> None:
-        """Pass keys or a size on, or queue it; dropped when closed. The browser's thread only."""
-        with self._changed:
-            pass_on = self._pass_on
-            if pass_on is None:
-                self._queue(item)
-        if pass_on is not None and not pass_on(item):
-            with self._changed:
-                self._pass_on = None
-                self._queue(item)
+    def is_full(self) -> bool:
+        """Whether nothing more may be sent now."""
+        full = self.sent - self.drawn >= self.size
+        self._was_full |= full
+        return full
 
-    def _queue(self, item: Item) -> None:
-        if self._closed:
+    def send(self, size: int) -> None:
+        """So much more is on its way."""
+        if self.sent == self.drawn:
+            self._since = (time.monotonic(), self.sent)
+        self.sent += size
+        if not self._acknowledged:
+            self.drawn = self.sent
+
+    def skip(self, position: int) -> None:
+        """What is between is not sent: it takes no room."""
+        self.sent = self.drawn = position
+
+    def acknowledge(self, position: int) -> None:
+        """All up to there is drawn."""
+        if not self.drawn < position <= self.sent:
             return
-        self._items.append(item)
-        self._bytes += _cost(item)
-        if not isinstance(item, bytes):
-            self._size = item
-        self._changed.notify_all()
+        self.drawn = position
+        (then, start), now = self._since, time.monotonic()
+        if now - then < _RATE_SECONDS:
+            return
+        if self._was_full:  # else the pod was slower than the page
+            size = int((position - start) / (now - then) * WINDOW_SECONDS)
+            self.size = max(WINDOW_MINIMUM_BYTES, min(size, WINDOW_MAXIMUM_BYTES))
+        self._was_full = False
+        self._since = (now, position)
 
-    def attach(self, pass_on: Callable[[Item], bool]) -> None:
-        """Pass on what is queued, and from now on what is put.
 
-        ``pass_on`` returns False for an item that has to wait, when the input thread runs to get it.
-        """
-        while True:
-            with self._changed:
-                if not self._items:
-                    self._pass_on = pass_on
-                    return
-                item = self._items[0]
-            if not pass_on(item):
-                return
-            self.get()
+class Output:
+    """What the user is shown, as one stream of bytes: recorded first, then kept until the page has drawn it.
 
-    def wait_for_room(self, timeout: float) -> bool:
-        """Block while there is too much, ``timeout`` seconds at most. Returns whether there is room."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed or not self._full(), timeout)
+    The last of it is in memory, the rest in the recording. The output thread's.
+    """
 
-    def get(self) -> Item | None:
-        """The next item. Blocks for it; None when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or bool(self._items))
-            if self._closed:
-                return None
-            item = self._items.popleft()
-            self._bytes -= _cost(item)
-            self._changed.notify_all()
-            return item
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.end = 0  # bytes so far
+        self.full_screen = False  # whether a program has the alternate screen on
+        self.sha256 = ""  # of the recording, once it is closed
+        self._newest = b""
+        self._kept = bytearray()
+        self._marks = collections.deque([(0, recorder.bytes_written)], _MARKS)  # positions, and where the file has them
 
-    def first_size(self, timeout: float) -> tuple[int, int] | None:
-        """Take the size that comes within ``timeout`` seconds; of several at once the last one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._size is not None, timeout)
-            if self._size is not None:
-                self._items = collections.deque(item for item in self._items if isinstance(item, bytes))
-                self._bytes = sum(map(_cost, self._items))
-            return self._size
+    def add(self, data: bytes, *, final: bool = False) -> None:
+        """Record what was printed; what of it may now be shown is there to be sent. Raises RecordError."""
+        offset = self.recorder.bytes_written
+        self._newest = self.recorder.output(data, final=final)
+        if self._newest:
+            if self.end - self._marks[-1][0] >= _MARK_BYTES:
+                self._marks.append((self.end, offset))
+            self._look_for_full_screen(self._newest)
+            self._kept += self._newest
+            del self._kept[:-WINDOW_MAXIMUM_BYTES]
+        self.end += len(self._newest)
 
-    def pause(self, paused: bool) -> None:
-        """The browser has as much output to draw as it wants, or can take more."""
-        with self._changed:
-            self._paused = paused
-            self._changed.notify_all()
+    def _look_for_full_screen(self, data: bytes) -> None:
+        if b"\x1b[?" in data:
+            for match in _ALTERNATE_SCREEN.finditer(data):
+                self.full_screen = match[1] == b"h"
 
-    def wait_resumed(self, timeout: float) -> bool:
-        """Block during a pause, ``timeout`` seconds at most; returns whether it is over.
+    @property
+    def oldest(self) -> int:
+        """The position from which on it can still be had."""
+        return self._marks[0][0]
 
-        A full input ends it: the pod may take no input until its output is read.
-        """
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed or not self._paused or self._full(), timeout)
+    def since(self, position: int) -> bytes:
+        """A piece of what follows that position. Raises RecordError."""
+        if position == self.end - len(self._newest):
+            return self._newest
+        first = self.end - len(self._kept)
+        if position >= first:
+            return bytes(self._kept[position - first :][:_PIECE_BYTES])
+        start, offset = next(mark for mark in reversed(self._marks) if mark[0] <= position)
+        for piece in recorded_output(self.recorder.path, offset):
+            if position < start + len(piece):
+                return piece[position - start :]
+            start += len(piece)
+        return b""
+
+    def tail(self) -> int:
+        """The position at which the last few KiB begin, at the start of a line if they have one."""
+        last = self._kept[-TAIL_BYTES:]
+        return self.end - len(last) + last.find(b"\n") + 1
+
+    def forget(self, position: int) -> None:
+        """All up to there is drawn: it needs not be in memory."""
+        drawn = position - (self.end - len(self._kept))
+        if drawn > 0:
+            del self._kept[:drawn]
 
     def close(self) -> None:
-        """Wake every thread, for good."""
-        with self._changed:
-            self._closed = True
-            self._pass_on = None
-            self._items.clear()
-            self._changed.notify_all()
-
-    def _full(self) -> bool:
-        return self._bytes > INPUT_LIMIT_BYTES
-
-
-def _cost(item: Item) -> int:
-    """What an item takes of INPUT_LIMIT_BYTES, the object itself included."""
-    return 64 + (len(item) if isinstance(item, bytes) else 0)
+        """Raises RecordError."""
+        self.sha256 = self.recorder.close()
 
 
 class Session:
-    """One terminal: owns the pod's side and the recording; the browser is attached to it.
+    """One terminal: owns the pod's side and the recording; a browser is attached to it, and may be replaced.
 
-    ``validate`` and ``run`` belong to the connection's thread; ``stop`` and ``abort`` to any.
+              start            attach: the browser is back, or another page takes over
+    opening ─────────► attached ◄────────────────────────────────────┐
+       │                   │ └──────────────────────────────────► detached
+       │ stop              │ stop     left: its connection is lost   │ stop; the grace is over
+       └───────────────────┴──────────────► ended ◄──────────────────┘
+
+    Two threads: the output's (``<id>-output``: opens the pod; pod to recording to browser; ends it all) and the one of
+    the browser's connection (browser to pod). Of what may be empty, ``_output`` is there from the recording's start
+    on, ``_info``, which is all that is known at the login, from the login on, and ``_shell`` once the pod is open.
     """
 
-    def __init__(
-        self, config: Config, hooks: Hooks, keeper: Keeper, folder: RecordFolder, metrics: Metrics, remote_addr: str
-    ) -> None:
-        self.id = str(uuid.uuid4())
-        self._metrics = metrics
-        self._config = config
-        self._hooks = hooks
-        self._keeper = keeper
-        self._folder = folder
+    def __init__(self, server: JumpServer, session_id: str, auth: TokenAuthData, remote_addr: str) -> None:
+        self.id = session_id
+        self.auth = auth
+        self._server = server
+        self._config = server.config
         self._remote_addr = remote_addr
-        self._input = BrowserInput()
-        self._lock = threading.Lock()  # guards _end, _pod and _browser where threads other than the owner look
+        self._changed = threading.Condition()  # guards all below; no I/O under it
         self._end: End | None = None
-        self._pod: PodExec | None = None
-        self._target: Target | None = None
+        self._browser: BrowserSocket | None = None  # None: detached
+        self._waits_until = math.inf  # monotonic: when the grace of a detached session is over
+        self._secrets: dict[bytes, None] = {}  # digests of those with which a page may resume now, oldest first
+        self._shell: Shell | None = None
         self._hang_up: HangUp | None = None  # where the pod has a program for it
-        self._browser: BrowserSocket | None = None
-        self._input_thread: threading.Thread | None = None
-        self._recorder: Recorder | None = None
+        self._early: list[bytes | Size] = []  # what came before the pod was open
+        self._words: collections.deque[str] = collections.deque(maxlen=8)  # for the user, not told yet
+        # The output thread's, and so without a lock; others only look.
+        self._output: Output | None = None
         self._info: SessionInfo | None = None
         self._login_time = 0.0  # monotonic
+        self._drawn = 0  # position up to which some page has drawn
+        self._skipped = (0, 0)  # positions between which nothing is shown
         self._bytes_out = 0
+        self._is_held_up = False  # output waits for the page to draw
+        # The browser's thread's.
         self._bytes_in = 0
-        self._digest = ""
+        self._interrupted = False  # a key for that was typed while output waited
 
-    # The connection's thread.
+    def start(self, browser: BrowserSocket, size: Size | None) -> None:
+        """Attach the first browser, and begin. The connection's thread."""
+        browser.session = self
+        self._browser = browser
+        browser.window = Window(0, browser.v1)
+        threading.Thread(target=self._run, args=(size,), name=f"{self.id}-output", daemon=True).start()
 
-    def validate(self, token: str) -> None:
-        """Ask the hook what the token stands for. Raises Refused."""
-        try:
-            if not token:
-                raise Denied("there is no ssh_token; open the terminal from the platform")
-            with self._metrics.timed("hook_seconds", "validate_ssh_token"):
-                self._auth = self._hooks.validate_ssh_token(token)
-        except Exception as exc:
-            raise Refused(hook_failure(exc, "validate_ssh_token", self.id, token)) from None
+    # The output thread.
 
-    def run(self, open_browser: Callable[[Session], BrowserSocket], size: tuple[int, int] | None) -> None:
+    def _run(self, size: Size | None) -> None:
         """Live the whole session; returns when nothing of it is left."""
         try:
-            browser = open_browser(self)
-            with self._lock:
-                self._browser = browser
-            size = size or self._input.first_size(FIRST_SIZE_SECONDS) or DEFAULT_SIZE
+            size = size or self._first_size()
             target = self._find_target()
-            recorder = self._start_recording(*size)
-            self._login(recorder, target)
-            pod = self._open_pod(target, size)
-            self._relay_output(pod, recorder, browser)
-        except BrowserGone:
-            if self._browser is not None:  # its thread knows best why, and may be about to say so
-                self._browser.abort()
-                self._browser.thread.join(CLOSE_TIMEOUT_SECONDS)
-            self.stop(BROWSER_LEFT)
+            self._output = self._start_recording(*size)
+            self._login(self._output, target)
+            shell = self._open_pod(target, size)
+            self._relay(shell.pod, self._output)
         except RecordError as exc:
             self._recording_failed(exc)
         except Refused as exc:
             self.stop(exc.end)
+        except PodLost as exc:
+            self.stop(End(self._why_lost() or str(exc), CLUSTER))
         except ExecError as exc:
             self.stop(End(str(exc), CLUSTER))
         except Exception:
@@ -1009,90 +1141,184 @@ class Session:
         finally:
             self._finish()
 
+    def _first_size(self) -> Size:
+        """The size that the browser sends within a second; of several at once the last one."""
+
+        def sizes() -> list[Size]:
+            return [item for item in self._early if not isinstance(item, bytes)]
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._end is not None or sizes(), FIRST_SIZE_SECONDS)
+            found = sizes()
+            self._early = [item for item in self._early if isinstance(item, bytes)]
+            return found[-1] if found else DEFAULT_SIZE
+
     def _find_target(self) -> Target:
         """Read the kubeconfig. From here on the namespace is the one that is really used."""
-        cluster = load_cluster(self._config, self._auth)
-        self._auth = dataclasses.replace(self._auth, namespace=self._auth.namespace or cluster.namespace)
-        return Target(cluster, self._auth.namespace, self._auth.pod_name, self._auth.container_name)
+        cluster = load_cluster(self._config, self.auth)
+        self.auth = dataclasses.replace(self.auth, namespace=self.auth.namespace or cluster.namespace)
+        return Target(cluster, self.auth.namespace, self.auth.pod_name, self.auth.container_name)
 
-    def _start_recording(self, cols: int, rows: int) -> Recorder:
-        self._folder.check()
+    def _start_recording(self, cols: int, rows: int) -> Output:
+        self._server.folder.check()
         path = recording_path(self._config.record_path.absolute(), self.id)
-        title = printable(f"{self._auth.user}@{self._auth.place}")
-        self._recorder = Recorder(path, cols, rows, title=title)
-        return self._recorder
+        recorder = Recorder(path, cols, rows, title=printable(f"{self.auth.user}@{self.auth.place}"))
+        return Output(recorder)
 
-    def _login(self, recorder: Recorder, target: Target) -> None:
-        cluster = self._auth.cluster or target.cluster.host
-        info = SessionInfo(self.id, str(recorder.path), self._auth, self._remote_addr, time.time(), cluster=cluster)
+    def _login(self, output: Output, target: Target) -> None:
+        cluster = self.auth.cluster or target.cluster.host
+        file = str(output.recorder.path)
+        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster)
         self._login_time = time.monotonic()
         hook = "the ledger"
         try:
-            with self._metrics.timed("ledger_seconds"):
-                self._hooks.ledger.login(info)
+            with self._server.metrics.timed("ledger_seconds"):
+                self._server.hooks.ledger.login(info)
             self._info = info
-            self._metrics.opened(self)
-            log_event("login", **self._log_fields(), cluster=cluster, remote=self._remote_addr, file=info.filename)
+            self._server.metrics.opened(self)
+            log_event("login", **self._log_fields(), cluster=cluster, remote=self._remote_addr, file=file)
             hook = "on_login"
-            with self._metrics.timed("hook_seconds", "on_login"):
-                self._hooks.on_login(info)
+            with self._server.metrics.timed("hook_seconds", "on_login"):
+                self._server.hooks.on_login(info)
         except Exception as exc:
             raise Refused(hook_failure(exc, hook, self.id)) from None
 
-    def _open_pod(self, target: Target, size: tuple[int, int]) -> PodExec:
-        with self._lock:
+    def _open_pod(self, target: Target, size: Size) -> Shell:
+        with self._changed:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
-        auth = self._auth
-        with self._metrics.timed("cluster_open_seconds"):
+        auth = self.auth
+        with self._server.metrics.timed("cluster_open_seconds"):
             shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
-        self._auth = dataclasses.replace(auth, container_name=shell.target.container)
-        pod, self._target = shell.pod, shell.target
+        self.auth = dataclasses.replace(auth, container_name=shell.target.container)
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
-        with self._lock:
-            self._pod = pod
-            stopped = self._end is not None
-        if stopped:  # while the pod was being opened, when stop() could not reach it
-            pod.wake()
-        return pod
+        while not self._has_taken_over(shell):
+            self._pass_on(shell.pod, self._early.pop(0))
+        return shell
 
-    def _relay_output(self, pod: PodExec, recorder: Recorder, browser: BrowserSocket) -> None:
-        auth = self._auth
+    def _has_taken_over(self, shell: Shell) -> bool:
+        """Whether all that came early is on its way: then the browser's thread passes on by itself what it gets."""
+        with self._changed:
+            self._shell = None if self._early else shell
+            self._changed.notify_all()
+            return not self._early
+
+    def _relay(self, pod: PodExec, output: Output) -> None:
+        """Show what the pod prints until one of the two ends."""
+        if self.auth.message:
+            output.add(f"{printable(self.auth.message)}\r\n".encode())
+        while self._end is None:
+            may_read = self._show(pod, output)
+            if self._interrupted:
+                self._catch_up(pod, output)
+                continue
+            waits = self._waits_until - time.monotonic()
+            if waits <= 0:
+                self.stop(BROWSER_LEFT)
+            if not self._read(pod, output, min(waits, KEEP_ALIVE_SECONDS), may_read=may_read) and pod.over:
+                break
+        if pod.exit is not None:
+            self.stop(self._exit_end(pod.exit))
+
+    def _show(self, pod: PodExec, output: Output) -> bool:
+        """Send the browser what it has not got, as far as its window allows. Returns whether more may be read."""
+        browser = self._browser
+        try:
+            if browser is None:
+                return output.end - self._drawn < AHEAD_BYTES
+            if not browser.greeted:
+                self._greet(browser, output)
+            while self._words:
+                self._tell(browser, output, self._words.popleft())
+            output.forget(browser.window.drawn)
+            return self._send_output(browser, output, pod)
+        except BrowserGone:
+            if browser is not None:
+                self._lose(browser)
+            return False
+
+    def _lose(self, browser: BrowserSocket) -> None:
+        browser.abort()
+        browser.over.wait(CLOSE_TIMEOUT_SECONDS)  # its thread knows best why, and may be about to say so
+        self.left(browser)
+
+    def _send_output(self, browser: BrowserSocket, output: Output, pod: PodExec | None) -> bool:
+        """Send what the browser has not got, within its window. Returns whether that is all. Without a pod: all."""
+        window = browser.window
+        begin, end = self._skipped
+        while window.sent < output.end:
+            if begin <= window.sent < end:
+                browser.send_json(type="skipped", bytes=end - window.sent)
+                window.skip(end)
+            self._is_held_up = True  # before the look: an acknowledgement that comes after it wakes this thread
+            if pod is not None and window.is_full() and pod.wait_for_room(INPUT_LIMIT_BYTES, 0):
+                return False  # not where input is full: then the pod may have to be read before it takes more
+            self._is_held_up = False
+            piece = output.since(window.sent)
+            browser.send(piece)
+            window.send(len(piece))
+        return True
+
+    def _greet(self, browser: BrowserSocket, output: Output) -> None:
+        auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
+        secret = {"url": f"ssh?resume={self.id}", "secret": self._new_secret(), "grace": grace} if grace else None
         browser.send_json(
             type="session",
             id=self.id,
             namespace=auth.namespace,
             pod=auth.pod_name,
             container=auth.container_name,
-            cluster=self._info.cluster if self._info else "",
+            cluster=info.cluster if info else "",
             user=auth.user,
             reusable=self._token_opens_another(),
+            position=browser.window.sent,
+            resume=secret,
         )
-        if auth.message:
-            self._show(browser, recorder, f"{printable(auth.message)}\r\n")
-        self._input.attach(functools.partial(self._pass_on, pod, recorder))
-        try:
-            while True:
-                output = pod.read()
-                if not output:
-                    break
-                self._bytes_out += len(output)
-                shown = recorder.output(output)
-                if shown:
-                    browser.send(shown)
-                while not self._input.wait_resumed(KEEP_ALIVE_SECONDS):
-                    pod.keep_alive()
-            rest = recorder.output(b"", final=True)
-            if rest:
-                browser.send(rest)
-            if pod.exit is not None:
-                self.stop(self._exit_end(pod.exit))
-        except PodLost as exc:
-            self.stop(End(self._why_lost() or str(exc), CLUSTER))
+        browser.greeted = True
 
-    def _show(self, browser: BrowserSocket, recorder: Recorder, text: str) -> None:
-        """Print a line of the server's own: recorded first, as all that is shown."""
-        browser.send(recorder.output(text.encode("utf-8", "replace")))
+    def _new_secret(self) -> str:
+        """Make a secret with which a page may resume. Only its digest is kept."""
+        secret = secrets.token_urlsafe(32)
+        with self._changed:
+            self._secrets[_digest(secret)] = None
+            while len(self._secrets) > _SECRETS_LIMIT:
+                del self._secrets[next(iter(self._secrets))]
+        return secret
+
+    def _tell(self, browser: BrowserSocket, output: Output, text: str) -> None:
+        """Beside the terminal where the client can show that, else in it: recorded first, as all that is shown."""
+        if browser.v1:
+            browser.send_json(type="notice", text=text)
+        else:
+            output.add(f"\r\n[jumpserver] {printable(text)}\r\n".encode())
+
+    def _catch_up(self, pod: PodExec, output: Output) -> None:
+        """After an interrupt, read a flood to its end at full speed, and show only that end; all of it is recorded."""
+        self._interrupted = False
+        browser = self._browser
+        if browser is None or output.full_screen:
+            return
+        start = browser.window.sent
+        now = time.monotonic()
+        deadline, quiet_at = now + CATCH_UP_SECONDS, now + CATCH_UP_PAUSE_SECONDS
+        while self._end is None and not pod.over and output.end - start < CATCH_UP_BYTES:
+            left = min(deadline, quiet_at) - time.monotonic()
+            if left <= 0:
+                break
+            if self._read(pod, output, left):
+                quiet_at = time.monotonic() + CATCH_UP_PAUSE_SECONDS
+        tail = output.tail()
+        if tail - start > browser.window.size:
+            self._skipped = (start, tail)
+            output.recorder.marker(f"{tail - start} bytes not shown to the user")
+
+    def _read(self, pod: PodExec, output: Output, timeout: float, *, may_read: bool = True) -> int:
+        """Read and record what the pod prints; returns how much."""
+        printed = pod.read(timeout, output=may_read)
+        if printed:
+            self._bytes_out += len(printed)
+            output.add(printed)
+        return len(printed)
 
     def _exit_end(self, status: ExitStatus) -> End:
         code = status.code
@@ -1106,89 +1332,75 @@ class Session:
         return End(reason, NORMAL, code, notice=False)
 
     def _why_lost(self) -> str:
-        assert self._target is not None and self._info is not None  # noqa: S101
-        return why_lost(self._target, self._info.login_at, timeout=WHY_TIMEOUT_SECONDS)
+        if self._shell is None or self._info is None:
+            return ""
+        return why_lost(self._shell.target, self._info.login_at, timeout=WHY_TIMEOUT_SECONDS)
 
     def _finish(self) -> None:
         """Tell the browser, free everything, and say goodbye to the hook. Every step is tried."""
         end = self.stop(SERVER_FAULT)  # which counts only if nothing else has ended the session
         with contextlib.ExitStack() as steps:  # from the last one to the first
+            steps.callback(self._server.sessions.release, self.id)
             steps.callback(self._close_pod)
-            steps.callback(self._logout, end)
+            steps.callback(self._log_out, end)
             steps.callback(self._close_recording)
-            steps.callback(self._close_browser, end)
             steps.callback(self._say_goodbye, end)
 
-    def _close_pod(self) -> None:
-        """Drop the connection, once the keeper has hung up what is left: the stream is the last way into the pod.
-
-        Where another exec is refused (credentials that have expired), the shell is left by keys over that stream. Not
-        before, since keys would also end what a tmux or screen in it is there to keep.
-        """
-        if self._pod is None:
-            return
-        if self._pod.exit is None and self._hang_up is not None:
-            self._hang_up.tried.wait(2 * HANG_UP_TIMEOUT_SECONDS)
-            if self._hang_up.refused and not self._auth.command:
-                self._pod.leave(LEAVE_SECONDS)
-        self._pod.abort()
-        if self._input_thread is not None:
-            self._input_thread.join()
-        self._pod.close()
-
-    def _close_recording(self) -> None:
-        if self._recorder is None:
-            return
-        try:
-            if self._info is None:
-                self._recorder.discard()
-            else:
-                self._digest = self._recorder.close()
-        except RecordError as exc:
-            log_event("error", session=self.id, error=exc)
-
     def _say_goodbye(self, end: End) -> None:
-        notice = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode()
-        with contextlib.suppress(RecordError):
-            if end.notice and self._recorder is not None:
-                notice = self._recorder.output(notice)
-        if self._browser is None:
+        """Show what is left, and the reason; close the browser's connection."""
+        words = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode() if end.notice else b""
+        output, browser = self._output, self._browser
+        if output is not None:
+            with contextlib.suppress(RecordError):
+                output.add(b"", final=True)
+                if words:
+                    output.add(words)
+                    words = b""
+        if browser is None:
             return
         with contextlib.suppress(BrowserGone):
-            if end.notice:
-                self._browser.send(notice)
+            if output is not None:
+                self._send_output(browser, output, None)
+            if words:  # of the server's own, which are shown even where nothing can be recorded
+                browser.send(words)
             reusable = self._token_opens_another()
-            self._browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code, reusable=reusable)
-
-    def _close_browser(self, end: End) -> None:
-        if self._pod is not None and not self._pod.ready():
-            self._pod.abort()  # the browser's thread may be blocked in a write to it
-        if self._browser is not None:
-            self._browser.finish(end.close_code, end.reason)
+            browser.send_json(type="end", reason=end.reason, exit_code=end.exit_code, reusable=reusable)
+        browser.finish(end.close_code, end.reason)
 
     def _token_opens_another(self) -> bool:
         """Whether the session's token can be used again at this moment."""
-        expires = self._auth.extra.get("exp")
-        return self._auth.reusable and not (isinstance(expires, (int, float)) and expires <= time.time())
+        expires = self.auth.extra.get("exp")
+        return self.auth.reusable and not (isinstance(expires, (int, float)) and expires <= time.time())
 
-    def _logout(self, end: End) -> None:
+    def _close_recording(self) -> None:
+        if self._output is None:
+            return
+        try:
+            if self._info is None:
+                self._output.recorder.discard()
+            else:
+                self._output.close()
+        except RecordError as exc:
+            log_event("error", session=self.id, error=exc)
+
+    def _log_out(self, end: End) -> None:
         """Hand the rest over to the keeper: a hang-up, the ledger, the platform."""
-        if self._info is None:
-            self._metrics.count("refused_total", end_label(end))
+        if self._info is None or self._output is None:
+            self._server.metrics.count("refused_total", end_label(end))
             log_event("refusal", **self._log_fields(), remote=self._remote_addr, reason=end.reason)
             return
-        self._metrics.ended(self, end)
+        self._server.metrics.ended(self, end)
         seconds = time.monotonic() - self._login_time
         info = dataclasses.replace(
             self._info,
-            auth=self._auth,
+            auth=self.auth,
             logout_at=self._info.login_at + seconds,
             reason=end.reason,
             exit_code=end.exit_code,
             bytes_out=self._bytes_out,
             bytes_in=self._bytes_in,
-            size=self._recorder.bytes_written if self._recorder else None,
-            sha256=self._digest,
+            size=self._output.recorder.bytes_written,
+            sha256=self._output.sha256,
         )
         log_event(
             "logout",
@@ -1199,38 +1411,75 @@ class Session:
             exit=info.exit_code,
             reason=info.reason,
         )
-        self._keeper.ended(info, self._hang_up if end.exit_code is None else None)
+        self._server.keeper.ended(info, self._hang_up if end.exit_code is None else None)
+
+    def _close_pod(self) -> None:
+        """Drop the connection, once the keeper has hung up what is left: the stream is the last way into the pod.
+
+        Where another exec is refused (credentials that have expired), the shell is left by keys over that stream. Not
+        before, since keys would also end what a tmux or screen in it is there to keep.
+        """
+        if self._shell is None:
+            return
+        pod = self._shell.pod
+        if pod.exit is None and self._hang_up is not None:
+            self._hang_up.tried.wait(2 * HANG_UP_TIMEOUT_SECONDS)
+            if self._hang_up.refused and not self.auth.command:
+                pod.leave(LEAVE_SECONDS)
+        pod.close()
 
     def _log_fields(self) -> dict[str, object]:
-        return {"session": self.id, "user": self._auth.user, "pod": self._auth.place}
+        return {"session": self.id, "user": self.auth.user, "pod": self.auth.place}
 
-    # The browser's thread, or the input thread.
+    # The browser's thread.
 
-    def _pass_on(self, pod: PodExec, recorder: Recorder, item: Item) -> bool:
-        """Pass an item on if that cannot block. False: the input thread has been started, to get it from the queue."""
-        if _cost(item) <= SMALL_INPUT_BYTES and pod.ready():
-            self._write(pod, recorder, item)
-            return True
-        thread = threading.Thread(target=self._relay_input, args=(pod, recorder), name=f"{self.id}-input", daemon=True)
-        thread.start()
-        self._input_thread = thread
-        return False
+    def on_message(self, browser: BrowserSocket, message: str | bytes) -> None:
+        """Take one message of the browser."""
+        try:
+            kind, value = parse_message(message)
+        except ValueError:
+            self.stop(NOT_UNDERSTOOD)
+            return
+        if kind == "ping":
+            with contextlib.suppress(BrowserGone):
+                browser.send_json(type="pong")
+        elif browser is not self._browser:
+            pass  # another page has taken over
+        elif kind == "ack":
+            self._acknowledge(browser, value)
+        elif kind == "input" and value:
+            self._bytes_in += len(value)
+            self._pass_on_or_keep(value)
+            if self._is_held_up and any(key in value for key in _INTERRUPTS):
+                self._interrupted = True
+                self._wake()
+        elif kind == "resize":
+            self._pass_on_or_keep(value)
 
-    def _relay_input(self, pod: PodExec, recorder: Recorder) -> None:
-        while True:
-            item = self._input.get()
-            if item is None:
+    def _acknowledge(self, browser: BrowserSocket, position: int) -> None:
+        browser.window.acknowledge(position)
+        with self._changed:  # it has the new secret
+            self._secrets.pop(browser.shown_secret, None)
+        if self._is_held_up:
+            self._wake()
+
+    def _pass_on_or_keep(self, item: bytes | Size) -> None:
+        with self._changed:
+            shell = self._shell
+            if shell is None:
+                self._early.append(item)
+                self._changed.notify_all()
                 return
-            self._write(pod, recorder, item)
+        self._pass_on(shell.pod, item)
 
-    def _write(self, pod: PodExec, recorder: Recorder, item: Item) -> None:
-        """Blocks while the pod takes nothing. A failure ends the session."""
+    def _pass_on(self, pod: PodExec, item: bytes | Size) -> None:
+        """Keys, or a size, which is recorded first. Does not block. A failure ends the session."""
         try:
             if isinstance(item, bytes):
-                self._bytes_in += len(item)
                 pod.write(item)
             else:
-                recorder.resize(*item)
+                if self._output is not None:
+                    self._output.recorder.resize(*item)
                 pod.resize(*item)
         except PodLost:
             pass  # the output thread meets the same end, and may have an exit status for it
@@ -1239,62 +1488,119 @@ class Session:
         except Exception:
             self.fault()
 
-    # The browser's thread.
-
-    def on_message(self, message: str | bytes) -> None:
-        """Take one message of the browser."""
-        try:
-            item = parse_message(message)
-        except ValueError:
-            self.stop(NOT_UNDERSTOOD)
-            return
-        if isinstance(item, bool):
-            self._input.pause(item)
-        elif item:
-            self._input.put(item)
-
     def wait_for_room(self, timeout: float) -> bool:
         """Block while the pod takes no input, ``timeout`` seconds at most. Returns whether more may come."""
-        return self._input.wait_for_room(timeout)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._shell is not None or not self._has_much_early(), timeout):
+                return False
+            shell = self._shell
+        if shell is None or self._end is not None or shell.pod.wait_for_room(INPUT_LIMIT_BYTES, 0):
+            return True
+        shell.pod.wake()  # the output thread may wait for acknowledgements, which are not received any more
+        return shell.pod.wait_for_room(INPUT_LIMIT_BYTES, timeout) or self._end is not None
 
-    # Any thread.
+    def _has_much_early(self) -> bool:
+        """Needs the lock."""
+        size = sum(64 + len(item) if isinstance(item, bytes) else 64 for item in self._early)
+        return self._end is None and size > INPUT_LIMIT_BYTES
 
-    def traffic(self) -> Traffic:
-        """What went through it until now."""
-        return Traffic(self._bytes_in, self._bytes_out, self._recorder.bytes_written if self._recorder else 0)
+    # Moves between the states; any thread.
+
+    def attach(self, browser: BrowserSocket, secret: str, drawn: int, size: Size | None) -> None:
+        """Go on with another connection, from the position up to which its page has drawn. Raises Refused."""
+        digest = _digest(secret)
+        with self._changed:
+            if self._end is not None or self._output is None or self._shell is None:
+                raise Refused(SESSION_OVER)
+            if digest not in self._secrets:
+                raise Refused(TAKEN_OVER)
+            position = max(self._output.oldest, min(drawn, self._output.end))
+            browser.session, browser.window, browser.shown_secret = self, Window(position, True), digest
+            before, self._browser = self._browser, browser
+            self._waits_until = math.inf
+        self._server.metrics.count("resumed_total")
+        self._wake()
+        if before is not None:
+            before.dismiss(TAKEN, TAKEN_OVER.reason, type="taken", secret=self._new_secret())
+        self._note("resumed", f"resumed from {browser.remote_addr}", remote=browser.remote_addr)
+        if size is not None:
+            self._pass_on_or_keep(size)
+
+    def left(self, browser: BrowserSocket) -> None:
+        """The browser's connection has ended. Keep the shell for a while if its page may come back, else end."""
+        why, grace = browser.why_ended(), self._grace(browser)
+        with self._changed:
+            if browser is not self._browser:
+                return  # another has taken over, or this was told before
+            waits = grace > 0 and self._shell is not None and self._end is None
+            if waits:
+                self._browser = None
+                self._drawn = browser.window.drawn
+                self._waits_until = time.monotonic() + grace
+        if waits:
+            self._wake()
+            self._note("detached", f"{why.reason}; the shell waits for it", grace=grace, reason=why.reason)
+        else:
+            self.stop(why)
+
+    def _grace(self, browser: BrowserSocket) -> float:
+        """For how many seconds the shell waits for a browser that has left."""
+        if not browser.v1 or browser.why_ended() in (BROWSER_CLOSED, MESSAGE_TOO_BIG):
+            return 0
+        grace = self._config.Server.resume_grace
+        return min(grace, RELOAD_SECONDS) if browser.is_unloaded else grace
+
+    def _note(self, event: str, label: str, **values: object) -> None:
+        """In the log, and as a marker in the recording."""
+        log_event(event, session=self.id, **values)
+        try:
+            if self._output is not None:
+                self._output.recorder.marker(label)
+        except RecordError as exc:
+            self._recording_failed(exc)
 
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read``, which then wakes every thread in ``pod.write``; waits for input, for
-        room and for the end of a pause (BrowserInput.close). Not woken, but limited: opening the pod (15 s), asking why
-        it was lost (5 s), hooks (5 s a call to the platform), waiting for the hang-up (10 s) and sending to the browser
-        (30 s), which both abort() wakes, leaving the shell (1 s).
+        Wakes: the output thread in ``pod.read``; who waits for room for input, or for the first size. Not woken, but
+        limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting for
+        the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
         """
-        with self._lock:
+        with self._changed:
             if self._end is not None:
                 return self._end
             self._end = end
-            pod = self._pod
-        self._input.close()
-        if pod is not None:
-            pod.wake()
+            self._changed.notify_all()
+        self._wake()
         return end
 
+    # Any thread.
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether its shell waits for a browser that may come back."""
+        return self._browser is None
+
+    def traffic(self) -> Traffic:
+        """What went through it until now."""
+        return Traffic(self._bytes_in, self._bytes_out, self._output.recorder.bytes_written if self._output else 0)
+
     def notify(self, text: str) -> None:
-        """Show a notice beside the terminal."""
-        with self._lock:
-            browser = self._browser
-        if browser is not None:
-            with contextlib.suppress(BrowserGone):
-                browser.send_json(type="notice", text=text)
+        """Tell the user something, beside the terminal where the client can show it there. Does not block."""
+        self._words.append(text)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Make the output thread look again."""
+        shell = self._shell
+        if shell is not None:
+            shell.pod.wake()
 
     def abort(self) -> None:
         """Drop the browser's connection: wakes a send to a browser that takes nothing. Wait for no hang-up."""
         if self._hang_up is not None:
             self._hang_up.tried.set()
-        with self._lock:
-            browser = self._browser
+        browser = self._browser
         if browser is not None:
             browser.abort()
 
@@ -1313,7 +1619,11 @@ class Session:
             self.stop(SERVER_FAULT)
 
 
-def terminal_size(cols: int, rows: int) -> tuple[int, int]:
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
+
+
+def terminal_size(cols: int, rows: int) -> Size:
     """The columns and rows that pod and recording get for those of a browser.
 
     Raises ValueError outside of 1..65535: the cluster must never see it. A large one becomes one that can be replayed.
@@ -1322,8 +1632,9 @@ def terminal_size(cols: int, rows: int) -> tuple[int, int]:
     return min(cols, COLS_LIMIT), min(rows, ROWS_LIMIT)
 
 
-def parse_message(message: str | bytes) -> Item | bool | None:
-    """A browser's message: keys, a size as (columns, rows), a pause as bool; None for what can be ignored.
+def parse_message(message: str | bytes) -> tuple[str, Any]:
+    """A browser's message as its kind and value: "input" and bytes, "resize" and a size, "ack" and a position, "ping",
+    "resume" and (secret, position, size or None); "" for what can be ignored.
 
     Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
     """
@@ -1331,16 +1642,32 @@ def parse_message(message: str | bytes) -> Item | bool | None:
         values = json.loads(message)
         kind = values["type"]
         if kind == "input":
-            if not isinstance(values["input"], str):
-                raise TypeError("input is text")
-            return values["input"].encode("utf-8", "replace")
+            return kind, _typed(values["input"], str).encode("utf-8", "replace")
         if kind == "resize":
-            return terminal_size(values["cols"], values["rows"])
-        if kind == "flow":
-            return values["paused"] is True
-        return None
+            size = _size(values)
+            return (kind, size) if size else ("", None)
+        if kind == "ack":
+            return kind, _position(values["drawn"])
+        if kind == "resume":
+            return kind, (_typed(values["secret"], str), _position(values["drawn"]), _size(values))
+        return ("ping" if kind == "ping" else ""), None
     except (KeyError, TypeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise ValueError("not a message of this protocol") from exc
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"not {kind.__name__}")
+    return value
+
+
+def _position(value: Any) -> int:
+    return max(0, min(int(_typed(value, int)), _POSITION_LIMIT))
+
+
+def _size(values: Mapping[str, Any]) -> Size | None:
+    try:
+        return terminal_size(values["cols"], values["rows"])
     except ValueError:
         return None
 
@@ -1461,29 +1788,45 @@ class Chores:
 
 
 class SessionRegistry:
-    """The sessions that are open. Any thread."""
+    """The sessions that are open, and those that are about to be. Any thread."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._changed = threading.Condition()  # guards all below; no hook and no I/O under it
-        self._sessions: set[Session] = set()
+        self._sessions: dict[str, Session | None] = {}
         self._closing = False
 
-    @contextlib.contextmanager
-    def hold(self, session: Session) -> Iterator[None]:
-        """Count the session while the block runs. Raises Refused when there is no room."""
+    def admit(self, session_id: str) -> None:
+        """Keep a place, until it is released. Raises Refused when there is none."""
         with self._changed:
             if self._closing:
                 raise Refused(SHUTTING_DOWN)
             if len(self._sessions) >= self._limit:
                 raise Refused(SERVER_FULL)
-            self._sessions.add(session)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._sessions.discard(session)
-                self._changed.notify_all()
+            self._sessions[session_id] = None
+
+    def register(self, session: Session) -> None:
+        """Put the session in its place. Raises Refused when the server is about to end."""
+        with self._changed:
+            if self._closing:
+                raise Refused(SHUTTING_DOWN)
+            self._sessions[session.id] = session
+
+    def release(self, session_id: str) -> None:
+        """The session has ended, or was refused."""
+        with self._changed:
+            self._sessions.pop(session_id, None)
+            self._changed.notify_all()
+
+    def find(self, session_id: str) -> Session | None:
+        """The open session of that id."""
+        with self._changed:
+            return self._sessions.get(session_id)
+
+    def all(self) -> list[Session]:
+        """Those that are open."""
+        with self._changed:
+            return [session for session in self._sessions.values() if session is not None]
 
     def __len__(self) -> int:
         with self._changed:
@@ -1494,11 +1837,6 @@ class SessionRegistry:
         """Whether no more are taken."""
         with self._changed:
             return self._closing
-
-    def all(self) -> list[Session]:
-        """Those that are open."""
-        with self._changed:
-            return list(self._sessions)
 
     def refuse_more(self) -> None:
         """Take no more; those that are open go on."""
@@ -1760,7 +2098,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with self._place() as free:
             if not free:
-                self._answer(503, "the server has as many answers under way as it may; try again later")
+                self._answer(503, SERVER_BUSY.reason)
             elif url.path in self.ROUTES:
                 getattr(self, self.ROUTES[url.path])(query)
             else:
@@ -1901,20 +2239,65 @@ class Handler(http.server.BaseHTTPRequestHandler):
             other = {"Connection": "Upgrade, close", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
             self._answer(426, "this server speaks version 13 of the WebSocket protocol", other)
             return
-        server = self.server
-        session = Session(
-            server.config, server.hooks, server.keeper, server.folder, server.metrics, self._remote_addr()
-        )
-        threading.current_thread().name = f"{session.id}-output"
+        threading.current_thread().name = "browser"
         try:
             self._check_origin()
-            if len(query.get("ssh_token", "")) > TOKEN_LIMIT_CHARACTERS:
-                raise Refused(TOKEN_TOO_LONG)
-            with self.server.sessions.hold(session):
-                session.validate(query.get("ssh_token", ""))
-                session.run(self._open_browser, _query_size(query))
+            if "resume" in query:
+                self._resume(query["resume"])
+            else:
+                self._open_session(query)
         except Refused as exc:
-            self._refuse(session, exc.end)
+            self._refuse(exc.end)
+
+    def _open_session(self, query: Mapping[str, str]) -> None:
+        token, session_id = query.get("ssh_token", ""), str(uuid.uuid4())
+        if len(token) > TOKEN_LIMIT_CHARACTERS:
+            raise Refused(TOKEN_TOO_LONG)
+        sessions = self.server.sessions
+        sessions.admit(session_id)
+        started = False
+        try:
+            auth = self._validate(token, session_id)
+            session = Session(self.server, session_id, auth, self._remote_addr())
+            sessions.register(session)
+            browser = self._open_browser()
+            session.start(browser, _query_size(query))
+            started = True
+        except BrowserGone:
+            log_event("refusal", session=session_id, remote=self._remote_addr(), reason=BROWSER_LEFT.reason)
+            return
+        finally:
+            if not started:  # else the session itself gives its place back
+                sessions.release(session_id)
+        threading.current_thread().name = f"{session_id}-browser"
+        browser.run()
+
+    def _validate(self, token: str, session_id: str) -> TokenAuthData:
+        """Ask the hook what the token stands for. Raises Refused."""
+        try:
+            if not token:
+                raise Denied("there is no ssh_token; open the terminal from the platform")
+            with self.server.metrics.timed("hook_seconds", "validate_ssh_token"):
+                return self.server.hooks.validate_ssh_token(token)
+        except Exception as exc:
+            raise Refused(hook_failure(exc, "validate_ssh_token", session_id, token)) from None
+
+    def _resume(self, session_id: str) -> None:
+        """Attach the browser to the session that it lost. What allows it comes in its first message."""
+        session = self.server.sessions.find(session_id)
+        if session is None:
+            raise Refused(SESSION_OVER)
+        with self._place() as free:
+            if not free:
+                raise Refused(SERVER_BUSY)
+            browser = self._open_browser()
+            try:
+                session.attach(browser, *_first_words(browser))
+            except Refused as exc:
+                self._turn_browser_away(browser, exc.end)
+                return
+        threading.current_thread().name = f"{session_id}-browser"
+        browser.run()
 
     def _is_upgrade(self) -> bool:
         """Whether this is a WebSocket handshake, of whatever version (RFC 6455, section 4.2.1)."""
@@ -1933,32 +2316,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _wants_v1(self) -> bool:
         return SUBPROTOCOL in self._list("Sec-WebSocket-Protocol")
 
-    def _open_browser(self, session: Session) -> BrowserSocket:
+    def _open_browser(self) -> BrowserSocket:
         subprotocol = SUBPROTOCOL if self._wants_v1() else ""
         try:
-            return BrowserSocket(self.connection, self.headers["Sec-WebSocket-Key"], subprotocol, session)
+            key = self.headers["Sec-WebSocket-Key"]
+            return BrowserSocket(self.connection, key, subprotocol, self._remote_addr())
         except OSError:
             raise BrowserGone from None
 
-    def _refuse(self, session: Session, end: End) -> None:
+    def _refuse(self, end: End) -> None:
         self.server.metrics.count("refused_total", end_label(end))
-        log_event("refusal", session=session.id, remote=self._remote_addr(), reason=end.reason)
-        with self._place() as free:
+        log_event("refusal", remote=self._remote_addr(), reason=end.reason)
+        with self._place() as free, contextlib.suppress(BrowserGone):
             if free and self._wants_v1():
-                self._refuse_in_words(session, end)
+                self._turn_browser_away(self._open_browser(), end)
             else:
                 more = {"Retry-After": _RETRY_SECONDS} if end.close_code == BUSY else {}
                 self._answer(_HTTP_STATUS[end.close_code], end.reason, more)
 
-    def _refuse_in_words(self, session: Session, end: End) -> None:
-        session.stop(end)  # from here on its input is dropped: it must not wait for a pod
+    def _turn_browser_away(self, browser: BrowserSocket, end: End) -> None:
+        """Refuse in words, over a WebSocket."""
         with contextlib.suppress(BrowserGone):
-            browser = self._open_browser(session)
-            try:
-                unspent = end.close_code in (BUSY, INTERNAL)  # the token was not looked at, or not to the end
-                browser.send_json(type="end", reason=end.reason, exit_code=None, reusable=unspent)
-            finally:
-                browser.finish(end.close_code, end.reason)
+            unspent = end.close_code in (BUSY, INTERNAL)  # the token was not looked at, or not to the end
+            browser.send_json(type="end", reason=end.reason, exit_code=None, reusable=unspent)
+        browser.finish(end.close_code, end.reason)
 
     # /records/play
 
@@ -2066,7 +2447,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-def _query_size(query: Mapping[str, str]) -> tuple[int, int] | None:
+def _first_words(browser: BrowserSocket) -> tuple[str, int, Size | None]:
+    """What a browser says that wants to resume. Raises Refused."""
+    message = browser.first_message(RESUME_SECONDS)
+    with contextlib.suppress(ValueError):
+        kind, value = parse_message(message or "")
+        if kind == "resume":
+            secret, drawn, size = value
+            return secret, drawn, size
+    raise Refused(NOT_UNDERSTOOD)
+
+
+def _query_size(query: Mapping[str, str]) -> Size | None:
     try:
         return terminal_size(int(query["cols"]), int(query["rows"]))
     except (KeyError, ValueError):
@@ -2333,6 +2725,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         return self.metrics.text(
             ready=not self.trouble(),
             sessions_open=len(self.sessions),
+            detached=sum(session.is_detached for session in self.sessions.all()),
             free_bytes=self._free_bytes(),
             outbox_length=len(self.keeper),
             threads=threading.active_count(),

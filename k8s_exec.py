@@ -1283,32 +1283,39 @@ class TlsStream:
     """A TLS connection that one thread reads while others write.
 
     OpenSSL allows one call at a time on a connection. So the socket does not block, each ``recv`` and ``send`` of
-    it holds the lock, and waiting happens outside the lock. It has the methods that websocket-client calls.
+    it holds the lock, and only the reader thread waits, outside the lock, for what can be received or sent. It has the
+    methods that websocket-client calls during the handshake.
     """
 
     def __init__(self, tls: ssl.SSLSocket, deadline: float | None) -> None:
         """``deadline`` (monotonic) is for the upgrade request and its answer; None: there is none."""
         tls.setblocking(False)
         self._tls = tls
-        self._lock = threading.Lock()  # guards the calls into OpenSSL
+        self._lock = threading.Lock()  # guards the calls into OpenSSL, and what is not sent
+        self._room = threading.Condition(self._lock)
+        self._unsent = bytearray()
+        self._send_event = 0  # the poll event to wait for before the next send
         self._handshake_deadline = deadline
         self._request_deadline = deadline  # None once an answer has begun
         self._handshake_bytes = 0
         self.buffer = bytearray()  # received and not yet taken; reader thread only
 
-    def fill(self, timeout: float | None, waker: socket.socket | None = None) -> bool:
+    def fill(self, timeout: float | None, waker: socket.socket | None = None, *, receive: bool = True) -> bool:
         """Append to ``buffer`` what has arrived; wait up to ``timeout`` seconds for it. Reader thread only.
 
-        Returns False when nothing came in time, or ``waker`` can be read. Raises EOFError at the end, OSError when the
-        connection broke.
+        Meanwhile sends what ``put`` could not; without ``receive`` does nothing else. Returns False when nothing came
+        in time, or ``waker`` can be read. Raises EOFError at the end, OSError when the connection broke.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            wanted = self._receive()
-            if not wanted:
+            wanted = self._receive() if receive else 0
+            if receive and not wanted:
                 return True
-            if not self._wait(wanted, deadline, waker):
+            if not self._wait(wanted | self._send_event, deadline, waker):
                 return False
+            if self._send_event:
+                with self._lock, contextlib.suppress(OSError):  # what still comes says why
+                    self._send_unsent()
 
     def _receive(self) -> int:
         """Take everything that is there. Returns 0, or the poll event to wait for when there was nothing."""
@@ -1345,16 +1352,12 @@ class TlsStream:
         return data
 
     def send(self, data: bytes) -> int:
-        """Send all of it, blocking while the peer takes nothing (the upgrade request: until the deadline).
-
-        One writer at a time. Raises OSError, and EOFError before the stream is open.
-        """
+        """For websocket-client: send the upgrade request, blocking until the deadline. Raises OSError, EOFError."""
         view = memoryview(data)
         while view:
             wanted = select.POLLOUT
             try:
-                with self._lock:
-                    view = view[self._tls.send(view) :]
+                view = view[self._tls.send(view) :]
                 continue
             except ssl.SSLWantReadError:
                 wanted = select.POLLIN
@@ -1362,20 +1365,58 @@ class TlsStream:
                 pass
             except OSError:
                 # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
-                if self._request_deadline is None or self._receive():
+                if self._receive():
                     raise
                 break
             if not self._wait(wanted, self._request_deadline):
                 raise TimeoutError("timed out")
         return len(data)
 
-    def writable(self) -> bool:
-        """Whether a small frame can be sent without blocking."""
-        return self._wait(select.POLLOUT, time.monotonic())
+    def put(self, data: bytes) -> bool:
+        """Send it after all that was put before, any thread. Does not block. Raises OSError.
+
+        False: not all could be sent; ``fill`` sends the rest.
+        """
+        with self._lock:
+            self._unsent += data
+            return self._send_unsent()
+
+    def _send_unsent(self) -> bool:
+        """Send what goes without waiting; returns whether that is all. Needs the lock."""
+        self._send_event = 0
+        try:
+            while self._unsent:  # a retry may be longer than what was refused, never shorter (SSL_write)
+                del self._unsent[: self._tls.send(bytes(self._unsent[:_TLS_RECORD_BYTES]))]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            self._send_event = select.POLLIN if isinstance(exc, ssl.SSLWantReadError) else select.POLLOUT
+        except OSError:
+            self._unsent.clear()
+            raise
+        finally:
+            self._room.notify_all()
+        return not self._unsent
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were put and not sent yet. Any thread."""
+        return len(self._unsent)
+
+    def wait_for_room(self, limit: int, timeout: float) -> bool:
+        """Block while more than ``limit`` bytes are unsent, for ``timeout`` seconds at most, or until woken."""
+        with self._room:
+            if len(self._unsent) > limit:
+                self._room.wait(timeout)
+            return len(self._unsent) <= limit
+
+    def wake_writers(self) -> None:
+        """Make wait_for_room return, any thread."""
+        with self._room:
+            self._room.notify_all()
 
     def _wait(self, event: int, deadline: float | None, waker: socket.socket | None = None) -> bool:
         poller, fd = select.poll(), self._tls.fileno()
-        poller.register(fd, event)
+        if event:  # else an end of the connection would be told again and again
+            poller.register(fd, event)
         if waker is not None:
             poller.register(waker, select.POLLIN)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
@@ -2007,6 +2048,7 @@ def _tls_fault(exc: Exception) -> str:
 KEEP_ALIVE_SECONDS = 25.0
 _NEVER_RAN = (126, 127, 128)  # how runtimes that cannot say it otherwise end a program that did not start
 _MARK_LIMIT_BYTES = 1 << 16
+_ALARM_BYTES = 1 << 12  # of alarms, read at once
 # Ctrl-Z first: what runs in the foreground stops, and has HUP from the kernel when its shell has gone (no Ctrl-C, which
 # would end what nohup protects). Then, at the prompt, Ctrl-E and Ctrl-U for a half-typed line, and Ctrl-D, which is
 # wanted twice where jobs are stopped, and more often for shells in shells. Escape is for an editor's insert mode; by
@@ -2031,13 +2073,12 @@ websocket._handshake.CookieJar = _NoCookies()  # type: ignore[assignment]
 class PodExec:
     """A program with a terminal in a container.
 
-    One thread reads; any thread writes, resizes, wakes or aborts. ``exit`` is set when ``read`` has returned ``b""``.
+    One thread reads; any thread writes, resizes, wakes or aborts. Nothing but ``read``, ``wait_for_room`` and what
+    opens and ends it blocks: what the cluster does not take at once waits here, and the reader thread sends it.
     """
 
-    def __init__(self, stream: TlsStream, sock: websocket.WebSocket) -> None:
+    def __init__(self, stream: TlsStream) -> None:
         self._stream = stream
-        self._websocket = sock
-        self._send_lock = threading.Lock()  # keeps frames whole and in order
         self._last_sent = time.monotonic()
         self._aborted = False
         self._early = b""  # printed before the first read
@@ -2045,6 +2086,8 @@ class PodExec:
         self._woken = False
         try:
             self._waker, self._alarm = socket.socketpair()
+            self._waker.setblocking(False)
+            self._alarm.setblocking(False)
         except OSError as exc:  # the program may run by now
             stream.close()
             raise PodLost(f"the jumpserver cannot open another connection now: {exc.strerror}") from None
@@ -2061,12 +2104,12 @@ class PodExec:
         deadline, user = begun + timeout, target.cluster.user
         path = exec_path(target, command, tty=tty)
         try:
-            return cls(*_upgrade(target.cluster, credential(user, deadline), path, deadline))
+            return cls(_upgrade(target.cluster, credential(user, deadline), path, deadline))
         except ExecRefused as exc:
             if exc.status != 401 or user.plugin is None:
                 raise
         shown = credential(user, deadline, not_before=begun)  # the plugin's answer was revoked before its time
-        return cls(*_upgrade(target.cluster, shown, path, deadline))
+        return cls(_upgrade(target.cluster, shown, path, deadline))
 
     def started(self, mark: bytes, timeout: float) -> ExitStatus | None:
         """Wait until the program runs; returns None then, else how it ended instead. Reader thread, before read.
@@ -2093,27 +2136,38 @@ class PodExec:
                 return None
             self._receive(max(0.0, deadline - time.monotonic()))
 
-    def read(self) -> bytes:
-        """Block for output; all that has already arrived is joined. ``b""`` at the end. Reader thread only.
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be read: the program has ended (see ``exit``), or abort was called."""
+        return self.exit is not None or self._aborted
 
-        Raises PodLost when the connection ended without an exit status.
+    def read(self, timeout: float | None = None, *, output: bool = True) -> bytes:
+        """Block for output, ``timeout`` seconds at most; all that has already arrived is joined. Reader thread only.
+
+        Returns ``b""`` when there was none in time, after ``wake``, and at the end (see ``over``). Without ``output``
+        it leaves that to the cluster to keep, and only sends input and keeps the connection alive. Raises PodLost when
+        the connection ended without an exit status.
         """
-        output, self._early = self._early, b""
-        while not self._woken:
-            output = output or self._take_output()
-            if output or self.exit is not None or self._aborted:
-                return output
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            if output:
+                read, self._early = self._early or self._take_output(), b""
+                if read or self.over:
+                    return read
             self.keep_alive()
-            self._receive(KEEP_ALIVE_SECONDS)
-        return b""
+            left = deadline - time.monotonic()
+            if left <= 0 or self._receive(min(left, KEEP_ALIVE_SECONDS), output):
+                return self._take_output() if output else b""
 
     def wake(self) -> None:
-        """Make read return ``b""`` from now on, with the connection still open for leave. Any thread; does not block.
-
-        A write that is blocked stays so until abort.
-        """
+        """Make the next read that would wait, and any wait for room, return. Any thread; does not block."""
         self._woken = True
-        with contextlib.suppress(OSError):
+        self._ring()
+        self._stream.wake_writers()
+
+    def _ring(self) -> None:
+        """Make the reader thread look at what there is to do."""
+        with contextlib.suppress(OSError):  # full: it is rung already
             self._alarm.send(b"!")
 
     def leave(self, timeout: float) -> bool:
@@ -2126,23 +2180,28 @@ class PodExec:
         with contextlib.suppress(PodLost):
             self._take_output()
             for keys in _LEAVING_KEYS:
-                if self._aborted or self.exit is not None or not self.ready() or time.monotonic() >= deadline:
+                if self.over or self._stream.unsent or time.monotonic() >= deadline:
                     break
-                self._send_if_idle(encode_stdin(keys), websocket.ABNF.OPCODE_BINARY)
+                self.write(keys)
                 until = min(deadline, time.monotonic() + _TYPING_SECONDS)
                 while self.exit is None and time.monotonic() < until:
                     self._receive(until - time.monotonic())
                     self._take_output()
         return self.exit is not None
 
-    def _receive(self, timeout: float) -> None:
-        """Wait for something to arrive, or for wake. Raises PodLost at the end, unless it is our own doing."""
+    def _receive(self, timeout: float, output: bool = True) -> bool:
+        """Wait for something to arrive; returns whether it was woken. Raises PodLost at the end, unless it is ours."""
         try:
-            self._stream.fill(timeout, None if self._woken else self._waker)
+            self._stream.fill(timeout, self._waker, receive=output)
+            with contextlib.suppress(BlockingIOError):
+                self._waker.recv(_ALARM_BYTES)
         except (EOFError, OSError, ValueError) as exc:
             if not self._aborted:
                 why = f": {_tls_fault(exc)}" if _alert(exc) else ""
                 raise PodLost(f"the connection to the cluster was lost{why}") from None
+            return True
+        woken, self._woken = self._woken, False
+        return woken
 
     def _take_output(self) -> bytes:
         """Handle the whole frames in the buffer; return what they printed. Raises PodLost, but output comes first."""
@@ -2197,24 +2256,29 @@ class PodExec:
             self.exit = decode_status(data)
 
     def write(self, data: bytes) -> None:
-        """Send input. Any thread. Blocks while the program does not read; abort() wakes it. Raises PodLost."""
+        """Send input. Any thread; does not block: wait_for_room says when there is too much. Raises PodLost."""
         self._send(encode_stdin(data))
 
     def resize(self, cols: int, rows: int) -> None:
-        """Tell the terminal's size. Any thread; blocks as write does. Raises ValueError outside 1..65535, PodLost."""
+        """Tell the terminal's size. Any thread; does not block. Raises ValueError outside 1..65535, PodLost."""
         self._send(encode_resize(cols, rows))
 
-    def ready(self) -> bool:
-        """Whether a write of a few KiB would not block. Any thread."""
-        return self._stream.writable()
+    def wait_for_room(self, limit: int, timeout: float) -> bool:
+        """Block while more than ``limit`` bytes wait for a program that does not read; any thread but the reader's.
+
+        Returns whether there is room: False after ``timeout`` seconds, or ``wake``.
+        """
+        return self._aborted or self._stream.wait_for_room(limit, timeout)
 
     def _send(self, message: bytes, opcode: int = websocket.ABNF.OPCODE_BINARY) -> None:
+        frame = websocket.ABNF.create_frame(message, opcode).format()
         try:
-            with self._send_lock:
-                self._websocket.send(message, opcode)
-                self._last_sent = time.monotonic()
-        except (OSError, ValueError, websocket.WebSocketException):
+            sent = self._stream.put(frame)
+        except (OSError, ValueError):
             raise PodLost("the connection to the cluster was lost") from None
+        self._last_sent = time.monotonic()
+        if not sent:
+            self._ring()
 
     def keep_alive(self) -> None:
         """Send an empty stdin message if nothing was sent for 25 s. Reader thread only; read does it by itself."""
@@ -2223,24 +2287,19 @@ class PodExec:
             self._send_if_idle(encode_stdin(b""), websocket.ABNF.OPCODE_BINARY)
 
     def _send_if_idle(self, message: bytes, opcode: int) -> None:
-        """Send a small frame from the reader thread, unless that could block it behind input the pod does not read."""
-        if self._send_lock.acquire(blocking=False):
-            try:
-                if self._stream.writable():
-                    self._websocket.send(message, opcode)
-                    self._last_sent = time.monotonic()
-            except (OSError, ValueError, websocket.WebSocketException):
-                pass  # the read that follows meets the same end, and reports it
-            finally:
-                self._send_lock.release()
+        """Send a small frame, unless input waits before it, which keeps the connection alive as well."""
+        if not self._stream.unsent:
+            with contextlib.suppress(PodLost):  # the read that follows meets the same end, and reports it
+                self._send(message, opcode)
 
     def abort(self) -> None:
-        """Drop the connection, any thread: read returns ``b""``, write raises PodLost.
+        """Drop the connection, any thread: read returns ``b""``, write raises PodLost, wait_for_room returns.
 
         Never a close frame: the runtime would keep the program running on it.
         """
         self._aborted = True
         self._stream.abort()
+        self._stream.wake_writers()
 
     def close(self) -> None:
         """Drop the connection and free it, when no thread is inside any more."""
@@ -2250,17 +2309,18 @@ class PodExec:
         self._alarm.close()
 
 
-def _upgrade(cluster: Cluster, shown: Credential, path: str, deadline: float) -> tuple[TlsStream, websocket.WebSocket]:
+def _upgrade(cluster: Cluster, shown: Credential, path: str, deadline: float) -> TlsStream:
     """Ask for the exec. Raises ExecRefused with a sentence."""
     stream = TlsStream(dial(cluster, shown, deadline), deadline)
     try:
-        return stream, _handshake(stream, cluster, shown, path)
+        _handshake(stream, cluster, shown, path)
+        return stream
     except BaseException:
         stream.close()
         raise
 
 
-def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str) -> websocket.WebSocket:
+def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str) -> None:
     """Raises ExecRefused for a refusal, PodLost for an answer that does not say whether the program runs."""
     try:
         sock: websocket.WebSocket = websocket.create_connection(
@@ -2290,7 +2350,6 @@ def _handshake(stream: TlsStream, cluster: Cluster, shown: Credential, path: str
     status = sock.getstatus()  # type: ignore[no-untyped-call]
     if status != 101:
         raise ExecRefused(status or 0, "the cluster answered the exec request with a redirect, which is refused")
-    return sock
 
 
 # -- a shell, from its start to its hang-up --------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """What was seen? The recording of a session: an asciicast v2 file.
 
 Owns the path of a recording, writing it, repairing and examining it after a crash, and finding it again. Knows nothing
-of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes.
+of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes,
+and markers for what the user was not shown.
 
-Events are asciicast's own (``o`` output, ``r`` resize) and one more, ``b``: where output was not UTF-8, the ``o`` event
+Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8, the ``o`` event
 has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so that nothing is
 lost. Players pass over codes that they do not know.
 """
@@ -35,6 +36,7 @@ __all__ = [
     "is_incomplete",
     "mark_incomplete",
     "playable_size",
+    "recorded_output",
     "recording_path",
     "repair",
 ]
@@ -146,6 +148,29 @@ def examine(path: Path) -> Examined:
         raise RecordError(f"cannot read {path}: {exc.strerror}") from exc
 
 
+def recorded_output(path: Path, offset: int) -> Iterator[bytes]:
+    """What the output events from that byte of the file on have shown, an event at a time. Raises RecordError.
+
+    For the thread that records: what is written while this runs may be missing.
+    """
+    shown = b""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                _, code, data = json.loads(line)
+                if code == "b":  # the bytes of the event before
+                    shown = base64.b64decode(data)
+                elif code == "o":
+                    if shown:
+                        yield shown
+                    shown = data.encode()
+    except (OSError, ValueError, TypeError) as exc:
+        raise RecordError(f"cannot read {path}: {exc}") from exc
+    if shown:
+        yield shown
+
+
 def _last_time(file: BinaryIO, size: int) -> float:
     """The time of the last event; 0 where there is none, or no number that is one."""
     file.seek(max(0, size - _LINE_LIMIT_BYTES))
@@ -229,6 +254,11 @@ class Recorder:
         """Record that the terminal has a new size."""
         with self._lock:
             self._event(b"r", b"%dx%d" % (cols, rows))
+
+    def marker(self, label: str) -> None:
+        """Record that something happened, in words that players show at that place."""
+        with self._lock:
+            self._event(b"m", json.dumps(label)[1:-1].encode())
 
     def close(self) -> str:
         """Finish the file and return its SHA-256 in hex, also after a write that failed. Call once, at the end."""

@@ -96,7 +96,8 @@ def refusal(text: str, trust: Trust = LOOPBACK, limit: float = 5) -> str:
 class Installation:
     """The files of a jumpserver before a stand-in cluster, and how to reach it on ``port`` (0: any) once it runs.
 
-    ``server_lines`` are added to ``[Server]``, ``more`` at the end; ``config`` takes the place of everything.
+    ``server_lines`` are added to ``[Server]``, ``more`` at the end; ``config`` takes the place of everything. A lost
+    browser ends its session at once, unless ``resume_grace`` says otherwise.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Installation:
         *,
         port: int = 0,
         config: str = "",
+        resume_grace: int = 0,
         hooks_file: str = "",
         server_lines: str = "",
         more: str = "",
@@ -120,7 +122,7 @@ class Installation:
         self.config_file = folder / "jumpserver.toml"
         self.config_file.write_text(
             config
-            or f'[Server]\nlisten = "127.0.0.1:{port}"\n{server_lines}\n[Record]\npath = "records"\n'
+            or f'[Server]\nlisten = "127.0.0.1:{port}"\nresume_grace = {resume_grace}\n{server_lines}\n[Record]\npath = "records"\n'
             f'[Token]\nsecret = "{self.secret}"\n[Clusters]\nstandin = "kubeconfig.yaml"\n'
             + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
             + more

@@ -26,16 +26,17 @@ KIB, MIB = 1 << 10, 1 << 20
 class Owner:
     """What a browser's socket needs of its session."""
 
-    id = "test"
-
-    def __init__(self, on_message: Callable[[str | bytes], None], ended: threading.Event) -> None:
-        self.on_message = on_message
+    def __init__(self, take: Callable[[str | bytes], None], ended: threading.Event) -> None:
+        self.take = take
         self.ended = ended
         self.room = threading.Event()
         self.room.set()
 
-    def stop(self, end: jumpserver.End) -> None:
-        self.end = end
+    def on_message(self, browser: jumpserver.BrowserSocket, message: str | bytes) -> None:
+        self.take(message)
+
+    def left(self, browser: jumpserver.BrowserSocket) -> None:
+        self.end = browser.why_ended()
         self.ended.set()
         self.room.set()
 
@@ -58,14 +59,17 @@ def browser_socket(
             key = re.search(rb"Sec-WebSocket-Key: (\S+)", read_until(sock, b"\r\n\r\n"))
             assert key
             sock.settimeout(0.3)  # as the handler leaves it, only shorter
-            near = jumpserver.BrowserSocket(sock, key[1].decode(), "", cast(jumpserver.Session, owner))
+            near = jumpserver.BrowserSocket(sock, key[1].decode(), "", "")
+            near.session = cast(jumpserver.Session, owner)
+            thread = threading.Thread(target=near.run)
+            thread.start()
             far = connecting.result()
             try:
                 yield near, far, ended
             finally:
                 drop(far)
                 near.abort()
-                near.thread.join()
+                thread.join()
 
 
 def test_large_frames_of_several_threads_and_pongs_stay_whole() -> None:
@@ -96,7 +100,7 @@ def test_a_browser_that_never_answers_a_ping_is_dropped(monkeypatch: pytest.Monk
     monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.05)
     with browser_socket(lambda message: None) as (near, _, ended):
         assert ended.wait(5)
-        assert cast(Owner, near._session).end == jumpserver.BROWSER_SILENT
+        assert cast(Owner, near.session).end == jumpserver.BROWSER_SILENT
         with pytest.raises(jumpserver.BrowserGone):
             near.send(b"x")
 
@@ -151,12 +155,13 @@ def test_a_slow_browser_that_keeps_taking_is_not_dropped(monkeypatch: pytest.Mon
     with browser_socket(lambda message: None, sockopt=small) as (near, far, ended), ThreadPoolExecutor(1) as pool:
         sending = pool.submit(near.send, bytes(16 * MIB))  # four times what the system buffers
         assert far.sock
+        taken = 0
         for _ in range(30):
-            far.sock.recv(16 * KIB)
+            taken += len(far.sock.recv(16 * KIB))
             assert not ended.is_set() and not sending.done()
             tick.wait(0.1)
-        while not sending.done():
-            far.sock.recv(MIB)
+        while taken < 16 * MIB:
+            taken += len(far.sock.recv(MIB))
         sending.result()
 
 
@@ -174,7 +179,7 @@ def test_a_message_that_had_to_wait_for_room_proves_life(monkeypatch: pytest.Mon
     ping, pong = b"\x89\x00", frame(b"", websocket.ABNF.OPCODE_PONG)
     with browser_socket(messages.put) as (near, far, _):
         assert far.sock
-        room = cast(Owner, near._session).room
+        room = cast(Owner, near.session).room
         room.clear()
         read_until(far.sock, ping)
         far.sock.sendall(frame(b"first"))

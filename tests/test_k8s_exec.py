@@ -51,7 +51,7 @@ from k8s_exec import (
     parse_frame,
     printable,
 )
-from tests.support import LOOPBACK, WAIT_SECONDS, Listener, nothing_left, wait_until, wait_until_still
+from tests.support import LOOPBACK, WAIT_SECONDS, Listener, nothing_left, wait_until
 
 SECRET = "s3cr3t-bearer-token"
 
@@ -926,47 +926,53 @@ def test_abort_wakes_a_reader(either: StandIn) -> None:
         assert pod.exit is None
 
 
-def blocked_writer(pod: PodExec) -> tuple[Callable[[], None], list[int], list[Exception]]:
-    """A function that writes until an error ends it, with what it has written and its error."""
-    written, errors = [0], []
-
-    def write() -> None:
-        try:
-            while True:
-                pod.write(b"x" * 65536)
-                written[0] += 1
-        except Exception as exc:
-            errors.append(exc)
-
-    return write, written, errors
+def fill(pod: PodExec) -> None:
+    """Write until the cluster takes no more."""
+    while pod.wait_for_room(0, 0.2):
+        pod.write(b"x" * 65536)
 
 
-def test_abort_wakes_a_writer_that_the_program_does_not_read(either: StandIn) -> None:
-    with opened(either.kubeconfig(), ["sh", "-c", "stty raw -echo; printf R; exec sleep 1000"]) as pod:
+def test_a_write_never_blocks_and_what_waits_is_sent_once_it_is_taken(either: StandIn) -> None:
+    script = "stty raw -echo; printf R; until [ -e go ]; do sleep 0.01; done; exec head -c 40000000 | sha256sum"
+    with opened(either.kubeconfig(), ["sh", "-c", script]) as pod:
         read_until(pod, b"R")
-        write, written, errors = blocked_writer(pod)
-        with running(write):
-            wait_until_still(lambda: written[0])
+        piece = os.urandom(40_000)
+        for _ in range(1000):
+            pod.write(piece)
+        assert not pod.wait_for_room(1 << 20, 0)
+        (either.home() / "go").touch()
+        expected = hashlib.sha256(piece * 1000).hexdigest().encode()
+        read_until(pod, expected)
+        assert pod.wait_for_room(0, 5)
+
+
+def test_who_waits_for_room_is_woken(either: StandIn) -> None:
+    for wake in (PodExec.wake, PodExec.abort):
+        with opened(either.kubeconfig(), ["sh", "-c", "stty raw -echo; printf R; exec sleep 1000"]) as pod:
+            read_until(pod, b"R")
+            fill(pod)
+            waiting: list[bool] = []
+            with running(lambda pod=pod, waiting=waiting: waiting.append(pod.wait_for_room(0, 60))):  # type: ignore[misc]
+                wait_until(lambda pod=pod: pod._stream._room._waiters)  # type: ignore[misc,attr-defined]
+                wake(pod)
+            assert waiting == [False]
             pod.abort()
-        assert [type(error) for error in errors] == [PodLost]
-        assert pod.read() == b""
+            assert pod.wait_for_room(0, 60)
+            with pytest.raises(PodLost):
+                pod.write(b"x")
+            assert pod.read() == b""
 
 
-def test_output_comes_while_a_writer_is_blocked(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_comes_while_input_waits(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(k8s_exec, "KEEP_ALIVE_SECONDS", 0.01)  # so that the reader wants to write as well
     script = "stty raw -echo; printf R; until [ -e go ]; do sleep 0.01; done; printf there; exec sleep 1000"
     with opened(standin.kubeconfig(), ["sh", "-c", script]) as pod:
         read_until(pod, b"R")
-        output: list[bytes] = []
-        with running(lambda: output.append(read_until(pod, b"there"))):
-            write, written, _ = blocked_writer(pod)
-            with running(write):
-                wait_until_still(lambda: written[0])
-                (standin.home() / "go").touch()
-                wait_until(lambda: output)
-                pod.abort()
+        fill(pod)
+        (standin.home() / "go").touch()
+        assert read_until(pod, b"there") == b"there"
+        assert not pod.wait_for_room(0, 0)
         (standin.home() / "go").unlink()
-        assert output == [b"there"]
 
 
 @pytest.mark.parametrize("how", [PodExec.abort, PodExec.close])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import websocket
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,6 +19,7 @@ import jumpserver
 from demo.cluster import StandIn
 from tests.support import (
     RunningServer,
+    Terminal,
     another_server,
     connected,
     end_shell,
@@ -96,15 +98,29 @@ def test_a_session_is_counted_while_it_runs_and_when_it_has_ended(server: Runnin
     assert after["outbox_length"] == 0
 
 
-def test_a_browser_that_leaves_is_told_apart_and_its_hang_up_is_counted(server: RunningServer) -> None:
+def test_a_user_who_closes_the_terminal_is_told_apart_and_the_hang_up_is_counted(server: RunningServer) -> None:
     with server.connect() as terminal:
         terminal.type("sleep 1000 &\n")
         terminal.wait_for("sleep")
         terminal.sock.close()
     server.wait_settled()
     after = numbers(server)
-    assert after["sessions_total{end=browser_left}"] == 1
+    assert after["sessions_total{end=closed}"] == 1
     assert after["hang_ups_total{result=some}"] == 1
+
+
+def test_a_shell_that_waits_for_its_browser_and_the_return_are_counted(cluster: StandIn, tmp_path: Path) -> None:
+    with another_server(tmp_path, cluster, resume_grace=60) as server:
+        with server.connect() as terminal:
+            resume = terminal.wait_for_event("session")["resume"]
+        wait_until(lambda: numbers(server)["detached"] == 1, "the loss")
+        url = f"ws://127.0.0.1:{server.port}/{resume['url']}"
+        with Terminal(websocket.create_connection(url, 5, subprotocols=["jumpserver.v1"])) as back:
+            back.send(type="resume", secret=resume["secret"], drawn=0, cols=100, rows=30)
+            back.wait_for_event("session")
+            after = numbers(server)
+            assert (after["detached"], after["resumed_total"], after["sessions_open"]) == (0, 1, 1)
+            end_shell(back)
 
 
 def test_refused_logins_are_counted_by_cause_and_not_as_sessions(server: RunningServer) -> None:
