@@ -859,7 +859,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         """Why the connection is no more."""
         if self.incoming_message_len > MESSAGE_LIMIT_BYTES:
             return MESSAGE_TOO_BIG
-        if self.close_reason == NORMAL:
+        if self.v1 and self.close_reason == NORMAL:
             return BROWSER_CLOSED
         return BROWSER_SILENT if self._shared.silent else BROWSER_LEFT
 
@@ -1111,11 +1111,18 @@ class Session:
         self._interrupted = False  # a key for that was typed while output waited
 
     def start(self, browser: BrowserSocket, size: Size | None) -> None:
-        """Attach the first browser, and begin. The connection's thread."""
+        """Attach the first browser, and begin. The connection's thread. Raises Refused when no thread can be had."""
         browser.session = self
         self._browser = browser
         browser.window = Window(0, browser.v1)
-        threading.Thread(target=self._run, args=(size,), name=f"{self.id}-output", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(size,), name=f"{self.id}-output", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            browser.session = None
+            self._server.sessions.release(self.id)
+            log_event("error", session=self.id, error=exc)
+            raise Refused(SERVER_FAULT) from None
 
     # The output thread.
 
@@ -1653,6 +1660,8 @@ def parse_message(message: str | bytes) -> tuple[str, Any]:
         return ("ping" if kind == "ping" else ""), None
     except (KeyError, TypeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise ValueError("not a message of this protocol") from exc
+    except ValueError:  # a number of thousands of digits
+        return "", None
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -2248,29 +2257,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._open_session(query)
         except Refused as exc:
             self._refuse(exc.end)
+        except BrowserGone:
+            pass
 
     def _open_session(self, query: Mapping[str, str]) -> None:
         token, session_id = query.get("ssh_token", ""), str(uuid.uuid4())
         if len(token) > TOKEN_LIMIT_CHARACTERS:
             raise Refused(TOKEN_TOO_LONG)
-        sessions = self.server.sessions
-        sessions.admit(session_id)
-        started = False
+        self.server.sessions.admit(session_id)
         try:
             auth = self._validate(token, session_id)
             session = Session(self.server, session_id, auth, self._remote_addr())
-            sessions.register(session)
+            self.server.sessions.register(session)
             browser = self._open_browser()
-            session.start(browser, _query_size(query))
-            started = True
-        except BrowserGone:
-            log_event("refusal", session=session_id, remote=self._remote_addr(), reason=BROWSER_LEFT.reason)
-            return
-        finally:
-            if not started:  # else the session itself gives its place back
-                sessions.release(session_id)
+        except BaseException:
+            self.server.sessions.release(session_id)  # else the session itself gives its place back
+            raise
+        self._attend(browser, session_id, lambda: session.start(browser, _query_size(query)))
+
+    def _attend(self, browser: BrowserSocket, session_id: str, attach: Callable[[], None]) -> None:
+        """Let the browser be attached, and receive what it sends until its connection ends."""
         threading.current_thread().name = f"{session_id}-browser"
-        browser.run()
+        try:
+            attach()
+        except Refused as exc:
+            self._turn_browser_away(browser, exc.end)
+        else:
+            browser.run()
 
     def _validate(self, token: str, session_id: str) -> TokenAuthData:
         """Ask the hook what the token stands for. Raises Refused."""
@@ -2291,13 +2304,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not free:
                 raise Refused(SERVER_BUSY)
             browser = self._open_browser()
-            try:
-                session.attach(browser, *_first_words(browser))
-            except Refused as exc:
-                self._turn_browser_away(browser, exc.end)
-                return
-        threading.current_thread().name = f"{session_id}-browser"
-        browser.run()
+            message = browser.first_message(RESUME_SECONDS)
+        self._attend(browser, session_id, lambda: session.attach(browser, *_resume_message(message)))
 
     def _is_upgrade(self) -> bool:
         """Whether this is a WebSocket handshake, of whatever version (RFC 6455, section 4.2.1)."""
@@ -2447,9 +2455,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-def _first_words(browser: BrowserSocket) -> tuple[str, int, Size | None]:
-    """What a browser says that wants to resume. Raises Refused."""
-    message = browser.first_message(RESUME_SECONDS)
+def _resume_message(message: str | bytes | None) -> tuple[str, int, Size | None]:
+    """Secret, position and size of a browser that wants to resume. Raises Refused."""
     with contextlib.suppress(ValueError):
         kind, value = parse_message(message or "")
         if kind == "resume":

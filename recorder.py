@@ -4,9 +4,9 @@ Owns the path of a recording, writing it, repairing and examining it after a cra
 of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes,
 and markers for what the user was not shown.
 
-Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8, the ``o`` event
-has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so that nothing is
-lost. Players pass over codes that they do not know.
+Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8,
+the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so
+that nothing is lost. Players pass over codes that they do not know.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ class Installation:
         self.config_file = folder / "jumpserver.toml"
         self.config_file.write_text(
             config
-            or f'[Server]\nlisten = "127.0.0.1:{port}"\nresume_grace = {resume_grace}\n{server_lines}\n[Record]\npath = "records"\n'
+            or f'[Server]\nlisten = "127.0.0.1:{port}"\nresume_grace = {resume_grace}\n{server_lines}\n'
+            f'[Record]\npath = "records"\n'
             f'[Token]\nsecret = "{self.secret}"\n[Clusters]\nstandin = "kubeconfig.yaml"\n'
             + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
             + more
@@ -186,6 +187,14 @@ class Installation:
         url = f"ws://127.0.0.1:{self.port}/ssh?ssh_token={token}{size}"
         subprotocols = ["jumpserver.v1"] if v1 else None
         return Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=subprotocols, **options))
+
+    def resume(self, lost: Terminal, **message: Any) -> Terminal:
+        """Go on with the terminal that was lost, as a page does; ``message`` changes what it says."""
+        resume = lost.wait_for_event("session")["resume"]
+        url = f"ws://127.0.0.1:{self.port}/{resume['url']}"
+        terminal = Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=["jumpserver.v1"]))
+        terminal.send(**{"type": "resume", "secret": resume["secret"], "drawn": lost.drawn, **message})
+        return terminal
 
 
 class RunningServer(Installation):
@@ -258,10 +267,12 @@ def run_program(*arguments: str | Path, program: Path = PROGRAM) -> subprocess.C
 
 
 class Terminal:
-    """A browser's side of a terminal, without a browser."""
+    """A browser's side of a terminal, without a browser. Acknowledges output as a page does, if it speaks v1."""
 
     def __init__(self, sock: websocket.WebSocket) -> None:
         self.sock = sock
+        self.acknowledges = True
+        self.drawn = self.acknowledged = 0  # positions
         self.output = b""  # all that was received as binary
         self.events: list[dict[str, Any]] = []  # all that was received as text
         self.close_code: int | None = None  # None while open; 1006 when the connection was lost
@@ -298,11 +309,29 @@ class Terminal:
             return
         if opcode == websocket.ABNF.OPCODE_BINARY:
             self.output += data
+            self.drawn += len(data)
+            if self.drawn - self.acknowledged >= 32 << 10:
+                self.acknowledge()
         elif opcode == websocket.ABNF.OPCODE_TEXT:
-            self.events.append(json.loads(data))
+            self._take(json.loads(data))
         elif opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close_code = int.from_bytes(data[:2], "big")
             self.close_reason = data[2:].decode()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        if event["type"] == "session":
+            self.drawn = event["position"]
+            self.acknowledge()
+        elif event["type"] == "skipped":
+            self.drawn += event["bytes"]
+
+    def acknowledge(self) -> None:
+        """Tell how much is drawn."""
+        if self.acknowledges and self.sock.getsubprotocol():  # type: ignore[no-untyped-call]
+            self.acknowledged = self.drawn
+            with contextlib.suppress(OSError, websocket.WebSocketException):
+                self.send(type="ack", drawn=self.drawn)
 
     def wait_for(self, text: str | bytes) -> bytes:
         """Receive until the output holds the text; returns all output."""

@@ -953,7 +953,7 @@ def test_who_waits_for_room_is_woken(either: StandIn) -> None:
             fill(pod)
             waiting: list[bool] = []
             with running(lambda pod=pod, waiting=waiting: waiting.append(pod.wait_for_room(0, 60))):  # type: ignore[misc]
-                wait_until(lambda pod=pod: pod._stream._room._waiters)  # type: ignore[misc,attr-defined]
+                wait_until(lambda pod=pod: pod._stream._room._waiters)  # type: ignore[misc]
                 wake(pod)
             assert waiting == [False]
             pod.abort()
