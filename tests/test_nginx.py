@@ -17,7 +17,7 @@ import websocket
 
 import jumpserver
 from demo.cluster import StandIn
-from tests.support import RunningServer, Terminal, another_server, exchange, need_program, wait_until
+from tests.support import RunningServer, Terminal, another_server, exchange, need_program, request_head, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 SHORTEST = """
@@ -141,3 +141,10 @@ def test_the_address_without_the_final_slash_leads_to_the_page(server: RunningSe
         assert b"\r\nLocation: /jumpserver/?ssh_token=a\r\n" in answer  # relative: nginx does not know its own address
         with urllib.request.urlopen(f"http://{base}", timeout=10) as page:
             assert page.url == f"http://{base}/" and b"<html" in page.read()
+
+
+def test_the_shipped_location_shows_nobody_the_numbers(server: RunningServer, tmp_path: Path) -> None:
+    with nginx(tmp_path, SHIPPED, server.port) as port:
+        assert exchange(port, request_head("/jumpserver/metrics", "Connection: close")).startswith(b"HTTP/1.1 404 ")
+        assert exchange(port, request_head("/jumpserver/metrics?x", "Connection: close")).startswith(b"HTTP/1.1 404 ")
+        assert b"ready\n" in exchange(port, request_head("/jumpserver/readyz", "Connection: close"))
