@@ -727,9 +727,11 @@ class _SharedSocket:
                 raise
 
     def writable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
-        return bool(poll.poll(0))
+        with contextlib.suppress(OSError, ValueError):  # closed by its handler
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            return bool(poll.poll(0))
+        return False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -968,6 +970,7 @@ class Window:
         self.size = WINDOW_MINIMUM_BYTES
         self._was_full = False  # since what follows, which is where the measuring began
         self._since = (time.monotonic(), position)
+        self._acknowledged_at = 0.0
 
     def is_full(self) -> bool:
         """Whether nothing more may be sent now."""
@@ -978,7 +981,10 @@ class Window:
     def send(self, size: int) -> None:
         """So much more is on its way."""
         if self.sent == self.drawn:
-            self._since = (time.monotonic(), self.sent)
+            now = time.monotonic()
+            if not self._was_full or now - self._acknowledged_at > _RATE_SECONDS:  # the pod was silent meanwhile
+                self._since = (now, self.sent)
+                self._was_full = False
         self.sent += size
         if not self._acknowledged:
             self.drawn = self.sent
@@ -993,6 +999,7 @@ class Window:
             return
         self.drawn = position
         (then, start), now = self._since, time.monotonic()
+        self._acknowledged_at = now
         if now - then < _RATE_SECONDS:
             return
         if self._was_full:  # else the pod was slower than the page
@@ -1030,7 +1037,7 @@ class Output:
         self.end += len(self._newest)
 
     def _look_for_full_screen(self, data: bytes) -> None:
-        if b"\x1b[?" in data:
+        if b"?" in data and b"\x1b[?" in data:  # the first is many times as fast, and mostly enough
             for match in _ALTERNATE_SCREEN.finditer(data):
                 self.full_screen = match[1] == b"h"
 
@@ -1255,16 +1262,22 @@ class Session:
         begin, end = self._skipped
         while window.sent < output.end:
             if begin <= window.sent < end:
-                browser.send_json(type="skipped", bytes=end - window.sent)
-                window.skip(end)
-            self._is_held_up = True  # before the look: an acknowledgement that comes after it wakes this thread
-            if pod is not None and window.is_full() and pod.wait_for_room(INPUT_LIMIT_BYTES, 0):
-                return False  # not where input is full: then the pod may have to be read before it takes more
-            self._is_held_up = False
+                skipped = end - window.sent
+                window.skip(end)  # before the sending: the answer may be here before that returns
+                browser.send_json(type="skipped", bytes=skipped)
+            if pod is not None and self._must_wait(window, pod):
+                return False
             piece = output.since(window.sent)
-            browser.send(piece)
             window.send(len(piece))
+            browser.send(piece)
         return True
+
+    def _must_wait(self, window: Window, pod: PodExec) -> bool:
+        """Whether the page has to draw first. Not where input is full: the pod may want to be read before it takes more."""
+        self._is_held_up = window.is_full()
+        if self._is_held_up:  # and looked at again: from here on an acknowledgement wakes this thread
+            self._is_held_up = window.is_full() and pod.wait_for_room(INPUT_LIMIT_BYTES, 0)
+        return self._is_held_up
 
     def _greet(self, browser: BrowserSocket, output: Output) -> None:
         auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
