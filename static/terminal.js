@@ -1,4 +1,4 @@
-// The terminal page: one WebSocket to /ssh, shown by xterm.js. It knows nothing of pods beyond what the server says.
+// The terminal page: a connection to /ssh, shown by xterm.js. It knows nothing of pods beyond what the server says.
 // Tests and user scripts find the xterm.js instance at document.querySelector("#terminal").terminal.
 
 import { Terminal } from "./node_modules/@xterm/xterm/lib/xterm.mjs";
@@ -8,23 +8,21 @@ import { SearchAddon } from "./node_modules/@xterm/addon-search/lib/addon-search
 import { Unicode11Addon } from "./node_modules/@xterm/addon-unicode11/lib/addon-unicode11.mjs";
 import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs";
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
+import { Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 
-const SUBPROTOCOL = "jumpserver.v1";
 const CLOSE_DENIED = 4403;
+const CLOSE_GONE = 4410;
 const INPUT_CHUNK_CHARS = 4096; // at most 12 KiB of UTF-8, so that a message with its JSON stays below 16 KiB
 const SOCKET_BUFFER_BYTES = 64 * 1024; // input waits here in the page while the socket holds more than this
-const OUTPUT_HIGH_BYTES = 512 * 1024; // output not drawn yet at which the server is asked to pause
-const OUTPUT_LOW_BYTES = 128 * 1024; // and at which it may go on
-const HANDSHAKE_MS = 30_000; // browsers wait for minutes; a platform that is asked has 10 s
 const INPUT_RETRY_MS = 20;
 const RESIZE_DELAY_MS = 100;
 const TOAST_MS = 2500;
+const NOTICE_MS = 15_000;
 const CLOSING_MS = 300; // after which a tab that the browser keeps open has to be closed by hand
 const FONT_SIZE_KEY = "jumpserver.fontSize";
 const SCREEN_READER_KEY = "jumpserver.screenReader";
-const RUNNING_KEY = "jumpserver.running"; // of this tab: a shell runs in it
 const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 // Leaves the alternate screen, mouse and paste modes of a shell that is gone, but keeps what it printed. The cursor
 // is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
@@ -50,17 +48,14 @@ const el = (id) => document.getElementById(id);
 const state = {
   token: "",
   offeredToken: "", // of a link that was opened here while a shell runs
-  socket: null,
-  upgraded: false, // whether the WebSocket came to be
   reusable: true, // whether the token opens another terminal, as far as is known
   decoder: null, // of the output: a character may be split between messages
-  phase: "idle", // idle, connecting, connected, ended, refused, lost
-  end: null, // the server's last words: {reason, exit_code, reusable}
+  phase: "idle", // idle, connecting, connected, reconnecting, ended, refused, lost, taken
+  user: "",
+  partial: false, // what comes begins in the middle of a line
   sentSize: "",
   outbox: [], // input not handed to the socket yet
   outboxTimer: 0,
-  undrawnBytes: 0,
-  paused: false,
   ctrlHeld: false,
   resizeTimer: 0,
   toastTimer: 0,
@@ -82,53 +77,38 @@ const search = new SearchAddon();
 
 // ---- Connection ----
 
+const connection = new Connection({
+  size: () => ({ cols: term.cols, rows: term.rows }),
+  session: onSession,
+  output: onOutput,
+  skipped: onSkipped,
+  notice: (text) => toast(text, NOTICE_MS),
+  silent: (silent) => setPhase("connected", silent ? "No answer from the server" : connectedAs(), silent),
+  lost: onLost,
+  over: onOver,
+});
+
 function connect() {
-  disconnect();
+  if (["connected", "reconnecting"].includes(state.phase)) connection.leave();
+  if (state.phase !== "idle") term.write(SOFT_RESET);
   fit.fit();
-  Object.assign(state, { end: null, upgraded: false, reusable: true, outbox: [], undrawnBytes: 0, paused: false });
-  Object.assign(state, { sentSize: sizeText(), decoder: new TextDecoder() });
-  const socket = new WebSocket(sshUrl("ws", state.token), [SUBPROTOCOL]);
-  socket.binaryType = "arraybuffer";
-  socket.onopen = () => (state.upgraded = true);
-  socket.onmessage = (event) => {
-    if (typeof event.data === "string") onText(event.data);
-    else onOutput(socket, new Uint8Array(event.data));
-  };
-  socket.onclose = (event) => onClose(socket, event);
-  setTimeout(() => socket.readyState === WebSocket.CONNECTING && socket.close(), HANDSHAKE_MS);
-  state.socket = socket;
+  Object.assign(state, { reusable: true, outbox: [], decoder: new TextDecoder(), sentSize: sizeText(), partial: false });
+  connection.open(webSocketUrl(sshPath(state.token)));
   setPhase("connecting", "Connecting");
   term.focus();
 }
 
-function disconnect() {
-  const socket = state.socket;
-  if (!socket) return;
-  socket.onmessage = null;
-  socket.onclose = null;
-  socket.close();
-  state.socket = null;
-  store("sessionStorage", RUNNING_KEY, "");
-  term.write(SOFT_RESET);
+function takeBack() {
+  connection.takeBack();
+  term.focus();
 }
 
-function sshUrl(scheme, token) {
-  const url = new URL("ssh", location.href);
-  url.protocol = location.protocol.replace("http", scheme);
-  url.search = new URLSearchParams({ ssh_token: token, cols: term.cols, rows: term.rows }).toString();
-  url.hash = "";
-  return url.href;
+function sshPath(token) {
+  return `ssh?${new URLSearchParams({ ssh_token: token, cols: term.cols, rows: term.rows })}`;
 }
 
-function onText(text) {
-  let message;
-  try {
-    message = JSON.parse(text);
-  } catch {
-    return;
-  }
-  if (message?.type === "session") onSession(message);
-  else if (message?.type === "end") state.end = message;
+function connectedAs() {
+  return state.user ? `Connected as ${state.user}` : "Connected";
 }
 
 function onSession(session) {
@@ -140,48 +120,55 @@ function onSession(session) {
   document.title = `${session.pod || "Pod"} \u2013 Terminal`;
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   state.reusable = session.reusable === true;
-  store("sessionStorage", RUNNING_KEY, "true");
-  setPhase("connected", session.user ? `Connected as ${session.user}` : "Connected");
+  state.user = session.user;
+  setPhase("connected", connectedAs());
   sendSize();
+  flushInput();
 }
 
 // What is not UTF-8 is shown as the recording has it: xterm.js's own decoder would leave it out.
-function onOutput(socket, bytes) {
-  state.undrawnBytes += bytes.length;
-  term.write(state.decoder.decode(bytes, { stream: true }), () => {
-    if (socket !== state.socket) return; // an earlier connection's output
-    state.undrawnBytes -= bytes.length;
-    if (state.paused && state.undrawnBytes <= OUTPUT_LOW_BYTES) setPaused(false);
-  });
-  if (!state.paused && state.undrawnBytes >= OUTPUT_HIGH_BYTES) setPaused(true);
+function onOutput(bytes, drawn) {
+  let text = state.decoder.decode(bytes, { stream: true });
+  if (state.partial) {
+    const end = text.indexOf("\n");
+    state.partial = end < 0;
+    text = text.slice(end < 0 ? text.length : end + 1);
+  }
+  term.write(text, drawn);
 }
 
-function setPaused(paused) {
-  state.paused = paused;
-  send({ type: "flow", paused });
+function onSkipped(bytes, drawn) {
+  state.decoder = new TextDecoder();
+  const size = bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  term.write(`\x18${SOFT_RESET}\x1b[7m ${size} not shown here; the recording has them \x1b[0m\r\n`, drawn);
 }
 
-async function onClose(socket, event) {
-  const opened = state.phase === "connected";
-  const { end, upgraded } = state;
+function onLost(seconds) {
+  setPhase("reconnecting", `Reconnecting, ${seconds} s left; typing is paused`);
+}
+
+async function onOver({ event, end, upgraded, opened, taken }) {
   const reason = end?.reason || event.reason;
   const again = end ? end.reusable === true : state.reusable;
-  store("sessionStorage", RUNNING_KEY, "");
   term.write(state.decoder.decode()); // half a character at the very end
   const hint = again || event.code === CLOSE_DENIED ? "" : OPEN_AGAIN; // a denial says itself what to do
-  if (end && opened) {
+  if (taken) {
+    finish("taken", "Continued elsewhere", "This terminal goes on in another page or tab.", "", true);
+  } else if (opened && event.code === CLOSE_GONE) {
+    finish("ended", "Session ended", "The shell has ended while this page was away.", hint, again);
+  } else if (end && opened) {
     const code = end.exit_code;
     const exit = Number.isInteger(code) && !reason?.includes(code) ? `Exit code ${code}.` : "";
     finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), hint, again);
   } else if (!opened && (end || event.code >= 4000)) {
     finish("refused", "Terminal not opened", sentence(reason), hint, again);
-  } else if (upgraded) {
+  } else if (upgraded || opened) {
     const words = navigator.onLine ? "The server can no longer be reached." : "This device is offline.";
     finish("lost", "Connection lost", reason ? sentence(reason) : words, hint, again);
   } else {
-    const masked = sshUrl("http", "x".repeat(encodeURIComponent(state.token).length));
+    const masked = new URL(sshPath("x".repeat(encodeURIComponent(state.token).length)), location.href).href;
     const failure = await whyNotOpened(masked);
-    if (socket === state.socket) finish("refused", "Terminal not opened", failure.text, "", failure.again);
+    if (state.phase === "connecting") finish("refused", "Terminal not opened", failure.text, "", failure.again);
   }
 }
 
@@ -191,7 +178,7 @@ function finish(phase, title, text, hint, again) {
   el("notice-title").textContent = title;
   el("notice-text").textContent = text;
   el("notice-hint").textContent = hint;
-  el("reconnect").textContent = phase === "refused" ? "Try again" : "Reconnect";
+  el("reconnect").textContent = { refused: "Try again", taken: "Continue here" }[phase] ?? "Reconnect";
   el("reconnect").hidden = !again;
   el("close").hidden = again || FRAMED || PLATFORM_URL !== "";
   el("back").classList.toggle("primary", !again);
@@ -209,14 +196,15 @@ function sentence(reason) {
   return text[0].toUpperCase() + text.slice(1) + end;
 }
 
-function setPhase(phase, words) {
+function setPhase(phase, words, silent = false) {
   state.phase = phase;
-  document.body.dataset.phase = phase;
+  document.body.dataset.phase = silent ? "silent" : phase;
   el("status").textContent = words;
   el("token-form").hidden = phase !== "idle";
-  el("notice").hidden = !["ended", "refused", "lost"].includes(phase);
+  el("notice").hidden = !["ended", "refused", "lost", "taken"].includes(phase);
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
+  el("end").hidden = !["connected", "reconnecting"].includes(phase);
   const warn = phase === "connected" && !FRAMED;
   window.onbeforeunload = warn ? askBeforeLeaving : null;
 }
@@ -228,10 +216,6 @@ function askBeforeLeaving(event) {
 
 // ---- Up: size and input ----
 
-function send(message) {
-  if (state.socket?.readyState === WebSocket.OPEN) state.socket.send(JSON.stringify(message));
-}
-
 function sizeText() {
   return `${term.cols}x${term.rows}`;
 }
@@ -239,7 +223,7 @@ function sizeText() {
 function sendSize() {
   if (state.phase !== "connected" || state.sentSize === sizeText()) return;
   state.sentSize = sizeText();
-  send({ type: "resize", rows: term.rows, cols: term.cols });
+  connection.send({ type: "resize", rows: term.rows, cols: term.cols });
 }
 
 function scheduleFit() {
@@ -248,7 +232,7 @@ function scheduleFit() {
 }
 
 function sendInput(text) {
-  if (state.phase !== "connected") return;
+  if (state.phase !== "connected" || connection.replays) return;
   for (let start = 0; start < text.length; ) {
     const end = chunkEnd(text, start);
     state.outbox.push(text.slice(start, end));
@@ -265,8 +249,8 @@ function chunkEnd(text, start) {
 
 function flushInput() {
   clearTimeout(state.outboxTimer);
-  while (state.outbox.length && state.socket.bufferedAmount < SOCKET_BUFFER_BYTES) {
-    send({ type: "input", input: state.outbox.shift() });
+  while (state.phase === "connected" && state.outbox.length && connection.bufferedAmount < SOCKET_BUFFER_BYTES) {
+    connection.send({ type: "input", input: state.outbox.shift() });
   }
   if (state.outbox.length) state.outboxTimer = setTimeout(flushInput, INPUT_RETRY_MS);
 }
@@ -442,11 +426,11 @@ function store(kind, key, value) {
   }
 }
 
-function toast(text) {
+function toast(text, milliseconds = TOAST_MS) {
   clearTimeout(state.toastTimer);
   el("toast").textContent = text;
   el("toast").hidden = false;
-  state.toastTimer = setTimeout(() => (el("toast").hidden = true), TOAST_MS);
+  state.toastTimer = setTimeout(() => (el("toast").hidden = true), milliseconds);
 }
 
 // ---- Start ----
@@ -522,7 +506,8 @@ function listen() {
   click("search-close", closeSearch);
   click("smaller", () => changeFontSize(-1));
   click("larger", () => changeFontSize(1));
-  click("reconnect", connect);
+  click("reconnect", () => (state.phase === "taken" ? takeBack() : connect()));
+  click("end", () => connection.end());
   click("ctrl", () => holdCtrl(!state.ctrlHeld));
   click("close", closePage);
   click("switch", switchTerminal);
@@ -566,7 +551,7 @@ function takeToken() {
 function offer(token) {
   if (!token) return;
   state.offeredToken = token;
-  if (state.phase !== "connected") switchTerminal();
+  if (!["connected", "reconnecting"].includes(state.phase)) switchTerminal();
   else if (!el("switch-dialog").open) el("switch-dialog").showModal();
 }
 
@@ -577,15 +562,21 @@ function switchTerminal() {
 }
 
 function start() {
-  const cutOff = stored("sessionStorage", RUNNING_KEY) === "true";
-  store("sessionStorage", RUNNING_KEY, "");
   const token = takeToken();
   if (token) {
     offer(token);
     return;
   }
-  setPhase("idle", cutOff ? "Session ended" : "No token yet");
-  if (cutOff) {
+  state.decoder = new TextDecoder();
+  const before = connection.reopen();
+  if (before === "resuming") {
+    state.partial = connection.drawn > 0;
+    state.reusable = false; // the token went with the page before
+    term.focus();
+    return;
+  }
+  setPhase("idle", before ? "Session ended" : "No token yet");
+  if (before) {
     const how = performance.getEntriesByType("navigation")[0]?.type === "reload" ? "reloaded" : "left";
     el("form-title").textContent = "Session ended";
     el("form-text").textContent = `This session ended because the page was ${how}. ${OPEN_AGAIN}`;
