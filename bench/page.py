@@ -71,7 +71,7 @@ class Page:
         """Open a terminal at a path with a token. Raises Refused, Ended, OSError."""
         self._sock = sock = socket.create_connection(("127.0.0.1", self.port), self.timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = b""
+        self._buffer, self._ack_at = b"", 0.0
         protocol = "Sec-WebSocket-Protocol: jumpserver.v1\r\n" if self.v1 else ""
         sock.sendall(
             f"GET {self.prefix}{path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nUpgrade: websocket\r\n"
@@ -130,6 +130,9 @@ class Page:
         """
         until = time.monotonic() + (self.timeout if timeout is None else timeout)
         frame = self._take_frame(until)
+        while frame is not None and frame[0] == PING:  # no sign of the shell's life
+            self._send(PONG, frame[1])
+            frame = self._take_frame(until)
         if frame is None:
             if timeout is None:
                 raise TimeoutError(f"nothing came for {self.timeout:g} s")
@@ -141,8 +144,6 @@ class Page:
             return payload
         if opcode == TEXT:
             self._hear(json.loads(payload))
-        elif opcode == PING:
-            self._send(PONG, payload)
         elif opcode == CLOSE:
             self.drop()
             raise Ended(int.from_bytes(payload[:2], "big"), self.end)

@@ -156,9 +156,10 @@ class Lab:
         """The file for a cluster: main, flood or standin."""
         return self.folder / f"{cluster}.kubeconfig"
 
-    def _write_config(self, *server_lines: str) -> Path:
+    def write_config(self, *server_lines: str, more: Sequence[str] = ()) -> Path:
+        """The configuration, with these lines in ``[Server]`` and ``more`` before ``[Clusters]``."""
         lines = ["[Server]", *server_lines, "max_sessions = 5000", "[Record]", 'path = "records"']
-        lines += ["[Token]", f'secret = "{self.secret}"', "[Clusters]"]
+        lines += ["[Token]", f'secret = "{self.secret}"', *more, "[Clusters]"]
         lines += [f'{name} = "{name}.kubeconfig"' for name in (*self.sources, "standin")]
         config = self.folder / "jumpserver.toml"
         config.write_text("\n".join(lines))
@@ -172,7 +173,7 @@ class Lab:
     @contextlib.contextmanager
     def server(self, program: Path | None = None) -> Iterator[Server]:
         """A fresh jumpserver with no sessions; by default of the tree that is measured."""
-        server = Server(program or self.program, self._write_config('listen = "127.0.0.1:0"'))
+        server = Server(program or self.program, self.write_config('listen = "127.0.0.1:0"'))
         try:
             yield server
         finally:
@@ -181,16 +182,22 @@ class Lab:
     @contextlib.contextmanager
     def servers(self, count: int) -> Iterator[list[Server]]:
         """So many jumpservers on one port."""
-        with socket.socket() as reserved, contextlib.ExitStack() as stack:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("127.0.0.1", 0))
-            listen = f'listen = "127.0.0.1:{reserved.getsockname()[1]}"'
-            config = self._write_config(listen, "reuse_port = true")
+        with self.reserved_port() as port, contextlib.ExitStack() as stack:
+            config = self.write_config(f'listen = "127.0.0.1:{port}"', "reuse_port = true")
             servers = []
             for _ in range(count):
                 servers.append(Server(self.program, config))
                 stack.callback(servers[-1].stop)
             yield servers
+
+    @staticmethod
+    @contextlib.contextmanager
+    def reserved_port() -> Iterator[int]:
+        """A port that servers may share, and nobody else takes."""
+        with socket.socket() as reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("127.0.0.1", 0))
+            yield reserved.getsockname()[1]
 
     def peer(self, module: str) -> Helper:
         """The baseline or the pump, before the main source."""
@@ -218,9 +225,9 @@ class Lab:
         token = self.token(**claims, command=["bench", *words], jti=secrets.token_hex(8))
         return {"port": server.port, "path": f"/ssh?ssh_token={token}&cols=120&rows=40", "v1": v1}
 
-    def page(self, port: int, *, v1: bool = True, prefix: str = "") -> dict[str, Any]:
+    def page(self, port: int, *, v1: bool = True, prefix: str = "", **more: Any) -> dict[str, Any]:
         """A shell in the stand-in cluster as a page's target, through whatever listens at the port."""
-        claims = {"namespace": "default", "pod_name": "demo", "cluster": "standin"}
+        claims = {"namespace": "default", "pod_name": "demo", "cluster": "standin", **more}
         token = self.token(**claims, jti=secrets.token_hex(8))
         return {"port": port, "path": f"/ssh?ssh_token={token}&cols=120&rows=40", "v1": v1, "prefix": prefix}
 

@@ -71,7 +71,11 @@ def main() -> None:
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     while True:
         client, _ = listener.accept()
-        server = socket.create_connection(("127.0.0.1", port))
+        try:
+            server = socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            client.close()
+            continue
         for sock in (client, server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         Direction(client, server, 0, delay)

@@ -6,15 +6,17 @@ import json
 import sys
 from pathlib import Path
 
-from demo.cluster import StandIn
+from demo.cluster import DEFAULT_PODS, Pod, StandIn
 
 BUFFER_BYTES = 16 << 20
 FRAME_BYTES = 5500
+SHOP = tuple(Pod("default", f"shop-{i}") for i in range(4))
 
 
 def main() -> None:
     """Write a kubeconfig to the file that is named, and answer jobs until there are no more."""
-    with StandIn(buffer_bytes=BUFFER_BYTES, frame_bytes=FRAME_BYTES) as cluster:
+    pods = (*DEFAULT_PODS, *SHOP)
+    with StandIn(pods=pods, buffer_bytes=BUFFER_BYTES, frame_bytes=FRAME_BYTES) as cluster:
         Path(sys.argv[1]).write_text(cluster.kubeconfig())
         print(json.dumps({"port": cluster.port}), flush=True)
         for line in sys.stdin:
@@ -26,6 +28,9 @@ def main() -> None:
                 cluster.go_down()
             elif job == "come_back":
                 cluster.come_back()
+            elif job == "replace_pod":
+                cluster.delete_pod(SHOP[0].namespace, SHOP[0].name)
+                cluster.add_pod(SHOP[0])
             print(json.dumps(answer), flush=True)
 
 
