@@ -125,7 +125,7 @@ class Server(Process):
     def _drain(log: IO[str]) -> None:
         with contextlib.suppress(ValueError):  # closed by stop()
             for line in log:
-                if " ERROR " in line or line.startswith("Traceback"):
+                if " ERROR " in line or not line[:4].isdigit():  # a traceback has no time
                     sys.stderr.write(line)
 
 
