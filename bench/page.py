@@ -87,11 +87,11 @@ class Page:
 
     def resume(self, cols: int = 120, rows: int = 40) -> None:
         """Come back after a drop, and wait for the server's answer. Raises Ended, Refused, OSError."""
-        resume = self.session["resume"]
-        self.session = {}
+        before = self.session  # whose secret is good until the next one has come
+        resume = before["resume"]
         self.open(f"/{resume['url']}")
         self.send(type="resume", secret=resume["secret"], drawn=self.position, cols=cols, rows=rows)
-        while not self.session:
+        while self.session is before:
             if self.receive():
                 raise ConnectionError("output came before the session message")
 
