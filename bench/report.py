@@ -58,7 +58,7 @@ QUICK = Scale(
     starts=2,
     interrupts=2,
     interrupts_original=1,
-    flood_for=1.0,
+    flood_for=0.3,
     drops=3,
     pages=10,
 )

@@ -240,7 +240,7 @@ class User(threading.Thread):
         actions: list[tuple[float, Callable[[], bool]]] = [
             (60, self._type),
             (10, self._flood),
-            (1, self._interrupt),
+            (2, self._interrupt),
             (10, self._resize),
             (4, self._leave),
         ]
@@ -280,7 +280,7 @@ class User(threading.Thread):
     def _interrupt(self) -> bool:
         self._page.type("yes\r")
         self._page.wait_for(b"y\r\ny\r\n")
-        until = time.monotonic() + 0.2
+        until = time.monotonic() + self._random.choice((0.2, 1))
         while time.monotonic() < until:
             self._page.receive(max(0.0, until - time.monotonic()))
         self._page.type("\x03")

@@ -57,13 +57,23 @@ FIGURES = {
             *("waits in the cluster", "drawn after Ctrl-C", "not shown"),
         )
     ],
+    "resume": [
+        f"{figure}, {name}{more}"
+        for name in ("1 process", "2 processes")
+        for figure, more in (
+            ("drop to prompt p50", ""),
+            ("drop to prompt p95", ""),
+            ("10 dropped at once", ": all are back"),
+            ("10 dropped at once", ": drop to prompt p50"),
+        )
+    ],
     "player": ["recording of 20 MB: ours", "recording of 20 MB: ours, gzip", "recording: memory growth of the server"],
 }
 MAY_BE_ZERO = ("recording: memory growth", "echo p50, ours idle over direct", "waits in the cluster", "not shown")
 
 
 @pytest.mark.parametrize(
-    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link",)]
+    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link", "resume")]
 )
 def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
     out = tmp_path / "bench.json"
