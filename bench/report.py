@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import sys
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
 
 def percentile(values: list[float], percent: float) -> float:
     """The smallest value that so many percent do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * percent / 100))]
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def table(rows: list[Row]) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import percentile
+
 ROOT = Path(__file__).parent.parent
 FLOODS = ("frames of 4,095", "frames of 32,768", "records of 5,500")
 FIGURES = {
@@ -89,6 +91,12 @@ def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ..
         assert row["low"] <= row["median"] <= row["high"] and math.isfinite(row["median"])
         assert row["median"] > 0 or name.startswith(MAY_BE_ZERO), row
         assert (row["reached"] is None) == (row["target"] is None)
+
+
+def test_a_percentile_is_the_smallest_value_that_so_many_percent_do_not_exceed() -> None:
+    values = [float(i) for i in range(20, 0, -1)]
+    assert [percentile(values, percent) for percent in (1, 50, 95, 99, 100)] == [1, 10, 19, 20, 20]
+    assert percentile([7.0], 50) == 7
 
 
 def test_an_unknown_section_is_refused() -> None:
