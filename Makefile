@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt
 
-.PHONY: demo test bench lint setup locks clean
+.PHONY: demo test bench soak lint setup locks clean
 
 demo: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m demo $(ARGS)
@@ -15,6 +15,9 @@ test: setup lint
 
 bench: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m bench $(ARGS)
+
+soak: $(VENV)/demo.ready static/node_modules/ready
+	$(BIN)/python -m bench.soak $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,166 +4,90 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
 import platform
 import resource
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.processes import ROOT, Lab, Process, Server
+from bench.links import measure_link, measure_resume
+from bench.processes import ROOT, Lab, Process, Server, nginx
+from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
 
 SHM = Path("/dev/shm")
 SPACE_BYTES = 4 << 30  # for the recordings of one run
-MB = 1e6
-
-
-def say(text: str) -> None:
-    """A progress line."""
-    print(f"[bench] {text}", file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured."""
-
-    rounds: int
-    flood_seconds: float  # of each flood, roughly
-    keys: int  # typed for one latency figure
-    sessions: tuple[int, ...]  # open at a time; the last is only reached, the one before is where memory is read
-    probes: int  # first prompts timed at each of these
-    recording_bytes: int
-    starts: int
-
-
-FULL = Scale(
-    rounds=5,
-    flood_seconds=1.5,
-    keys=1000,
-    sessions=(1, 100, 1000, 2000),
-    probes=15,
-    recording_bytes=200 << 20,
-    starts=9,
-)
-QUICK = Scale(
-    rounds=1, flood_seconds=0.2, keys=100, sessions=(1, 25, 50, 60), probes=3, recording_bytes=20 << 20, starts=2
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: the values of its rounds, and the target for their median."""
-
-    section: str
-    name: str
-    unit: str
-    values: tuple[float, ...]
-    target: float | None = None
-    at_least: bool = True  # whether the target is a floor
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def reached(self) -> bool | None:
-        """None where there is no target."""
-        if self.target is None:
-            return None
-        return self.median >= self.target if self.at_least else self.median <= self.target
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, for the file."""
-        derived = {"median": self.median, "low": min(self.values), "high": max(self.values), "reached": self.reached}
-        return {**dataclasses.asdict(self), **derived}
-
-
-class Report:
-    """The rows so far, and notes on what could not be measured."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.notes: list[str] = []
-        self.section = ""
-
-    def add(
-        self, name: str, unit: str, *values: float, at_least: float | None = None, at_most: float | None = None
-    ) -> None:
-        """Add a figure with the values of its rounds."""
-        target = at_most if at_least is None else at_least
-        row = Row(self.section, name, unit, values, target, at_most is None)
-        self.rows.append(row)
-        say(f"{name}: {row.median:.4g} {unit}")
-
-
-def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Round by round: what disturbs the machine disturbs both."""
-    return [mine / other for mine, other in zip(ours, theirs)]
-
-
-def percentile(values: list[float], percent: float) -> float:
-    """The smallest value that so many percent do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * percent / 100))]
-
 
 # -- 1 and 4: throughput, processor time ------------------------------------------------------------------------------
 
-FRAME_BYTES = (4095, 32768)
+FRAME_BYTES = 4095  # a terminal's
+# How the source sends: the name in the table, the word for it, bytes of output a frame.
+FLOODS = (
+    ("frames of 4,095", "flood", FRAME_BYTES),
+    ("frames of 32,768", "flood", 32768),
+    ("records of 5,500", "records", 5500),  # each frame in a TLS record of its own, as a real API server sends it
+)
 _FIRST_GUESS = 30 * MB  # bytes a second, of a peer not measured yet
 
 
 def measure_throughput(lab: Lab, scale: Scale, report: Report) -> None:
     """One session at a time. The peers take turns within each round."""
     pump, baseline, client = lab.peer("pump"), lab.peer("baseline"), lab.helper("client")
-    with lab.server() as server:
-        for size in FRAME_BYTES:
-            targets: dict[str, Callable[..., dict[str, Any]]] = {
-                "direct": lab.direct,
-                "pump": lambda *words: lab.through_pump(pump, *words),
-                "baseline": lambda *words: lab.through_baseline(baseline, *words),
-                "ours": lambda *words: lab.through_server(server, *words),
-            }
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(lab.server())
+        before = stack.enter_context(lab.server(lab.before)) if lab.before else None
+        targets: dict[str, Callable[..., dict[str, Any]]] = {
+            "direct": lab.direct,
+            "pump": lambda *words: lab.through_pump(pump, *words),
+            "baseline": lambda *words: lab.through_baseline(baseline, *words),
+            "ours": lambda *words: lab.through_server(server, *words),
+            "ours, v1": lambda *words: lab.through_server(server, *words, v1=True),
+        }
+        processes: dict[str, Process] = {"baseline": baseline, "ours": server, "ours, v1": server}
+        if before is not None:
+            peer = before  # for the lambda, which the type checker does not follow
+            targets["before, v1"] = lambda *words: lab.through_server(peer, *words, v1=True)
+            processes["before, v1"] = before
+        for flood, word, size in FLOODS:
             speeds: dict[str, list[float]] = {name: [] for name in targets}
-            costs: dict[str, list[float]] = {"baseline": [], "ours": []}
+            costs: dict[str, list[float]] = {name: [] for name in processes}
             guesses = dict.fromkeys(targets, _FIRST_GUESS)
             for turn in range(scale.rounds + 1):  # the first one warms up and finds how much is enough
                 for name, target in targets.items():
                     frames = int(guesses[name] * (scale.flood_seconds if turn else 0.3) / size) + 1
-                    process = {"baseline": baseline, "ours": server}.get(name)
+                    process = processes.get(name)
                     spent = process.cpu_seconds if process else 0.0
-                    seconds = client.do("flood", target=target("flood", str(size), str(frames)))["seconds"]
-                    server.wait_threads(server.idle_threads)
+                    seconds = client.do("flood", target=target(word, str(size), str(frames)))["seconds"]
+                    if isinstance(process, Server):
+                        process.wait_threads(process.idle_threads)
                     lab.forget_recordings()
                     guesses[name] = frames * size / seconds
                     if turn:
                         speeds[name].append(frames * size / seconds / MB)
                         if process:
                             costs[name].append((process.cpu_seconds - spent) / (frames * size / 1e9))
-            _report_throughput(report, size, speeds, costs)
+            _report_throughput(report, flood, speeds, costs)
 
 
 def _report_throughput(
-    report: Report, size: int, speeds: dict[str, list[float]], costs: dict[str, list[float]]
+    report: Report, flood: str, speeds: dict[str, list[float]], costs: dict[str, list[float]]
 ) -> None:
-    frames = f"frames of {size:,}"
     for name, values in speeds.items():
-        report.add(f"{frames}: {name}", "MB/s", *values, at_least=100.0 if name == "ours" else None)
+        report.add(f"{flood}: {name}", "MB/s", *values, at_least=100.0 if name == "ours" else None)
     over_baseline = ratios(speeds["ours"], speeds["baseline"])
-    report.add(f"{frames}: ours / baseline", "x", *over_baseline, at_least=3.0 if size == FRAME_BYTES[0] else None)
-    report.add(f"{frames}: ours / pump", "x", *ratios(speeds["ours"], speeds["pump"]))
+    report.add(f"{flood}: ours / baseline", "x", *over_baseline, at_least=3.0 if flood == FLOODS[0][0] else None)
+    report.add(f"{flood}: ours / pump", "x", *ratios(speeds["ours"], speeds["pump"]))
+    if "before, v1" in speeds:
+        report.add(f"{flood}: v1, ours / before", "x", *ratios(speeds["ours, v1"], speeds["before, v1"]), at_least=0.97)
     for name, values in costs.items():
-        report.add(f"{frames}: processor time, {name}", "s/GB", *values, at_most=10.0 if name == "ours" else None)
+        report.add(f"{flood}: processor time, {name}", "s/GB", *values, at_most=10.0 if name == "ours" else None)
 
 
 # -- 2: echo ----------------------------------------------------------------------------------------------------------
@@ -201,7 +125,7 @@ def measure_latency(lab: Lab, scale: Scale, report: Report) -> None:
 def flooding(lab: Lab, server: Server, clients: list[Any]) -> Iterator[None]:
     """Flood sessions run at full speed during the block."""
     for client in clients:
-        client.do("drain", target=lab.through_server(server, "flood", str(FRAME_BYTES[0]), str(10**9), cluster="flood"))
+        client.do("drain", target=lab.through_server(server, "flood", str(FRAME_BYTES), str(10**9), cluster="flood"))
     yield
     for client in clients:
         client.do("close")
@@ -285,7 +209,7 @@ _FLOODS = 8
 def measure_processes(lab: Lab, scale: Scale, report: Report) -> None:
     """Floods at the same time, and logins, through servers that share a port; the load takes processors from them."""
     clients = [lab.helper("client") for _ in range(_FLOODS)]
-    frames = int(scale.flood_seconds * 100 * MB / _FLOODS / FRAME_BYTES[0])
+    frames = int(scale.flood_seconds * 100 * MB / _FLOODS / FRAME_BYTES)
     speeds: dict[int, list[float]] = {count: [] for count in PROCESSES}
     costs: dict[int, list[float]] = {count: [] for count in PROCESSES}
     logins: dict[int, list[float]] = {count: [] for count in PROCESSES}
@@ -312,13 +236,13 @@ def _flood_together(lab: Lab, servers: list[Server], clients: list[Any], frames:
     """A flood for each client; returns MB/s of all, and seconds of the servers' processor time a GB."""
     spent = sum(server.cpu_seconds for server in servers)
     for client, cluster in zip(clients, itertools.cycle(lab.sources)):
-        words = ("flood", str(FRAME_BYTES[0]), str(frames))
+        words = ("flood", str(FRAME_BYTES), str(frames))
         client.give("flood", target=lab.through_server(servers[0], *words, cluster=cluster))
     seconds = max(client.take()["seconds"] for client in clients)
     for server in servers:
         server.wait_threads(server.idle_threads)
     spent = sum(server.cpu_seconds for server in servers) - spent
-    volume = len(clients) * frames * FRAME_BYTES[0]
+    volume = len(clients) * frames * FRAME_BYTES
     return volume / seconds / MB, spent / (volume / 1e9)
 
 
@@ -351,6 +275,9 @@ def _python_seconds(lab: Lab, code: str) -> float:
 # -- 6: recordings ----------------------------------------------------------------------------------------------------
 
 
+_FILES = "gzip on; gzip_types *; server {{ listen 127.0.0.1:8080; root {root}; }}"
+
+
 def measure_player(lab: Lab, scale: Scale, report: Report) -> None:
     """Download a long recording from the server, and the same file from nginx."""
     folder = lab.records / "long"
@@ -371,7 +298,10 @@ def measure_player(lab: Lab, scale: Scale, report: Report) -> None:
     with lab.server() as server, contextlib.ExitStack() as stack:
         targets = {"ours": lab.download(server, "long/long.cast")}
         if shutil.which("nginx"):
-            targets["nginx"] = {"port": stack.enter_context(nginx(lab.folder)), "path": "/long/long.cast"}
+            targets["nginx"] = {
+                "port": stack.enter_context(nginx(lab.folder, _FILES.format(root=lab.records))),
+                "path": "/long/long.cast",
+            }
         else:
             report.notes.append("nginx is not installed: recordings are not compared with it")
         for turn in range(scale.rounds + 1):
@@ -395,39 +325,6 @@ def measure_player(lab: Lab, scale: Scale, report: Report) -> None:
     report.add("recording: memory growth of the server", "MB", *growth)
 
 
-@contextlib.contextmanager
-def nginx(folder: Path) -> Iterator[int]:
-    """nginx with the record folder as its root; gives its port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    temporary = " ".join(f"{kind}_temp_path {folder}/nginx_{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
-        f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {temporary}\n"
-        f"gzip on; gzip_types *;\n"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}/records; }} }}\n"
-    )
-    process = subprocess.Popen(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
-    try:
-        deadline = time.monotonic() + 10
-        while not _accepts(port):
-            if time.monotonic() > deadline:
-                raise TimeoutError("nginx did not start")
-            time.sleep(0.01)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
-
-
 # -- the command ------------------------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
@@ -437,28 +334,9 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "processes": measure_processes,
     "start": measure_start,
     "player": measure_player,
+    "link": measure_link,
+    "resume": measure_resume,
 }
-
-
-def table(rows: list[Row]) -> str:
-    """The rows, aligned."""
-    lines = [("figure", "median", "low .. high", "", "target", "")]
-    for row in rows:
-        target = "" if row.target is None else f"{'>=' if row.at_least else '<='} {row.target:g}"
-        verdict = {None: "", True: "reached", False: "MISSED"}[row.reached]
-        spread = f"{_short(min(row.values))} .. {_short(max(row.values))}" if len(row.values) > 1 else ""
-        lines.append((row.name, _short(row.median), spread, row.unit, target, verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    aligned = [
-        f"{name:<{widths[0]}}  {median:>{widths[1]}} {unit:<{widths[3]}}  {spread:>{widths[2]}}  "
-        f"{target:>{widths[4]}}  {verdict}".rstrip()
-        for name, median, spread, unit, target, verdict in lines
-    ]
-    return "\n".join(aligned)
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def machine(folder: Path) -> dict[str, Any]:
@@ -495,6 +373,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="one short round: whether it works, not how fast")
     parser.add_argument("--server", type=Path, default=ROOT / "jumpserver.py", help="another jumpserver.py")
+    parser.add_argument("--before", type=Path, help="a jumpserver.py to take turns with: v1's throughput beside its")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json", help="the JSON file")
     options = parser.parse_args()
     unknown = set(options.sections) - set(SECTIONS)
@@ -515,7 +394,7 @@ def main() -> int:
             report.section = name
             say(f"-- {name}")
             (Path(folder) / name).mkdir()
-            lab = Lab(Path(folder) / name, options.server.resolve())
+            lab = Lab(Path(folder) / name, options.server.resolve(), options.before and options.before.resolve())
             try:
                 SECTIONS[name](lab, scale, report)
             finally:

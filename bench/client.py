@@ -18,6 +18,7 @@ import threading
 import time
 from typing import Any
 
+from bench.page import Page
 from bench.source import END, PROMPT
 
 _READ_BYTES = 1 << 20
@@ -87,8 +88,22 @@ def drain(sock: socket.socket) -> float:
     raise ConnectionError("ended before the end mark")
 
 
+def drain_page(page: Page) -> float:
+    """The same for a page, which acknowledges what it has drawn."""
+    tail = page.receive()
+    while not tail:
+        tail = page.receive()
+    start = time.perf_counter()
+    while END not in tail:
+        tail = (tail + page.receive()[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+    page.drop()
+    return time.perf_counter() - start
+
+
 def job_flood(job: dict[str, Any]) -> dict[str, Any]:
     """Take a flood."""
+    if job["target"].get("v1"):
+        return {"seconds": drain_page(open_page(job["target"]))}
     sock, _ = open_terminal(job["target"])
     with sock:
         return {"seconds": drain(sock)}
@@ -154,6 +169,79 @@ def job_close(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+# Pages before real shells: what the terminal page feels.
+
+READY = "<ready> "  # the prompt, so that nothing else can be taken for it
+FLOOD = "yes 'request 7f3a of cart-7d9f handled in 12 ms, 1042 bytes, status 200'\r"  # short lines slow a terminal down
+
+
+def open_page(target: dict[str, Any]) -> Page:
+    """Open a terminal as a page does, or as a client of the original."""
+    page = Page(target["port"], v1=target["v1"], prefix=target.get("prefix", ""))
+    page.open(target["path"])
+    return page
+
+
+def open_ready(target: dict[str, Any]) -> Page:
+    """Open a terminal with a shell, up to its prompt."""
+    page = open_page(target)
+    page.type(f"PS1='{READY[:3]}''{READY[3:]}'\r")
+    page.wait_for(READY.encode())
+    return page
+
+
+def job_interrupt(job: dict[str, Any]) -> dict[str, Any]:
+    """Let a flood run for some seconds, type Ctrl-C, and wait for the prompt."""
+    page = open_ready(job["target"])
+    page.type(FLOOD)
+    until = time.monotonic() + job["seconds"]
+    while time.monotonic() < until:
+        page.receive(until - time.monotonic())
+    position, start = page.position, time.perf_counter()
+    page.type("\x03")
+    page.wait_for(READY.encode(), 120)
+    seconds = time.perf_counter() - start
+    drawn = page.position - position - page.skipped_bytes
+    page.close(1000)
+    return {"seconds": seconds, "drawn": drawn, "skipped": page.skipped_bytes}
+
+
+_pages: list[Page] = []
+
+
+def job_open_pages(job: dict[str, Any]) -> dict[str, Any]:
+    """Open a terminal for every target; says whether they can come back after a drop."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        _pages.extend(pool.map(open_ready, job["targets"]))
+    return {"can_resume": all(page.can_resume for page in _pages)}
+
+
+def job_come_back(job: dict[str, Any]) -> dict[str, Any]:
+    """Drop the connections of all pages at the same time, and come back: each until Enter brings a prompt."""
+    start = time.perf_counter()
+    for page in _pages:
+        page.drop(reset=True)
+
+    def come_back(page: Page) -> float:
+        began = time.perf_counter()
+        page.resume()
+        page.type("\r")
+        page.wait_for(READY.encode())
+        return (time.perf_counter() - began) * 1000
+
+    with concurrent.futures.ThreadPoolExecutor(len(_pages)) as pool:
+        milliseconds = list(pool.map(come_back, _pages))
+    return {"milliseconds": milliseconds, "seconds": time.perf_counter() - start}
+
+
+def job_close_pages(job: dict[str, Any]) -> dict[str, Any]:
+    """End the sessions of all pages."""
+    for page in _pages:
+        page.close(1000)
+    _pages.clear()
+    return {}
+
+
 def job_fetch(job: dict[str, Any]) -> dict[str, Any]:
     """Download a file, as it is or with ``gzip``."""
     headers = "Connection: close\r\n" + ("Accept-Encoding: gzip\r\n" if job["gzip"] else "")
@@ -173,6 +261,10 @@ _JOBS = {
     "open": job_open,
     "close": job_close,
     "fetch": job_fetch,
+    "interrupt": job_interrupt,
+    "open_pages": job_open_pages,
+    "come_back": job_come_back,
+    "close_pages": job_close_pages,
 }
 
 

@@ -125,7 +125,7 @@ class Server(Process):
     def _drain(log: IO[str]) -> None:
         with contextlib.suppress(ValueError):  # closed by stop()
             for line in log:
-                if " ERROR " in line or line.startswith("Traceback"):
+                if " ERROR " in line or not line[:4].isdigit():  # a traceback has no time
                     sys.stderr.write(line)
 
 
@@ -135,9 +135,10 @@ class Lab:
     There are two clusters: a flood must not slow down the source of what is measured beside it.
     """
 
-    def __init__(self, folder: Path, program: Path) -> None:
+    def __init__(self, folder: Path, program: Path, before: Path | None = None) -> None:
         self.folder = folder
         self.program = program
+        self.before = before  # another jumpserver.py to compare with
         self.secret = secrets.token_hex(32)
         self.records = folder / "records"
         self.records.mkdir()
@@ -148,12 +149,18 @@ class Lab:
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "source.pem")
         self.sources = {name: self.helper("source", str(folder / "source.pem")) for name in ("main", "flood")}
         for name, source in self.sources.items():
-            (self.folder / f"{name}.kubeconfig").write_text(_KUBECONFIG.format(port=source.port, ca=self.ca))
+            self.kubeconfig(name).write_text(_KUBECONFIG.format(port=source.port, ca=self.ca))
+        self.kubeconfig("standin").write_text(_KUBECONFIG.format(port=9, ca=self.ca))  # until it is started
 
-    def _write_config(self, *server_lines: str) -> Path:
+    def kubeconfig(self, cluster: str) -> Path:
+        """The file for a cluster: main, flood or standin."""
+        return self.folder / f"{cluster}.kubeconfig"
+
+    def write_config(self, *server_lines: str, more: Sequence[str] = ()) -> Path:
+        """The configuration, with these lines in ``[Server]`` and ``more`` before ``[Clusters]``."""
         lines = ["[Server]", *server_lines, "max_sessions = 5000", "[Record]", 'path = "records"']
-        lines += ["[Token]", f'secret = "{self.secret}"', "[Clusters]"]
-        lines += [f'{name} = "{name}.kubeconfig"' for name in self.sources]
+        lines += ["[Token]", f'secret = "{self.secret}"', *more, "[Clusters]"]
+        lines += [f'{name} = "{name}.kubeconfig"' for name in (*self.sources, "standin")]
         config = self.folder / "jumpserver.toml"
         config.write_text("\n".join(lines))
         return config
@@ -164,9 +171,9 @@ class Lab:
         return self.running[-1]  # type: ignore[return-value]
 
     @contextlib.contextmanager
-    def server(self) -> Iterator[Server]:
-        """A fresh jumpserver with no sessions."""
-        server = Server(self.program, self._write_config('listen = "127.0.0.1:0"'))
+    def server(self, program: Path | None = None) -> Iterator[Server]:
+        """A fresh jumpserver with no sessions; by default of the tree that is measured."""
+        server = Server(program or self.program, self.write_config('listen = "127.0.0.1:0"'))
         try:
             yield server
         finally:
@@ -175,16 +182,22 @@ class Lab:
     @contextlib.contextmanager
     def servers(self, count: int) -> Iterator[list[Server]]:
         """So many jumpservers on one port."""
-        with socket.socket() as reserved, contextlib.ExitStack() as stack:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(("127.0.0.1", 0))
-            listen = f'listen = "127.0.0.1:{reserved.getsockname()[1]}"'
-            config = self._write_config(listen, "reuse_port = true")
+        with self.reserved_port() as port, contextlib.ExitStack() as stack:
+            config = self.write_config(f'listen = "127.0.0.1:{port}"', "reuse_port = true")
             servers = []
             for _ in range(count):
                 servers.append(Server(self.program, config))
                 stack.callback(servers[-1].stop)
             yield servers
+
+    @staticmethod
+    @contextlib.contextmanager
+    def reserved_port() -> Iterator[int]:
+        """A port that servers may share, and nobody else takes."""
+        with socket.socket() as reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("127.0.0.1", 0))
+            yield reserved.getsockname()[1]
 
     def peer(self, module: str) -> Helper:
         """The baseline or the pump, before the main source."""
@@ -206,11 +219,17 @@ class Lab:
         """The baseline as a client's target."""
         return {"port": baseline.port, "path": f"/?path={urllib.parse.quote(_exec_path(words), safe='')}"}
 
-    def through_server(self, server: Server, *words: str, cluster: str = "main") -> dict[str, Any]:
-        """The jumpserver as a client's target, with a token of its own."""
+    def through_server(self, server: Server, *words: str, cluster: str = "main", v1: bool = False) -> dict[str, Any]:
+        """The jumpserver as a client's target, with a token of its own; the client is the original's or a page."""
         claims = {"namespace": "default", "pod_name": "bench", "container_name": "main", "cluster": cluster}
         token = self.token(**claims, command=["bench", *words], jti=secrets.token_hex(8))
-        return {"port": server.port, "path": f"/ssh?ssh_token={token}&cols=120&rows=40"}
+        return {"port": server.port, "path": f"/ssh?ssh_token={token}&cols=120&rows=40", "v1": v1}
+
+    def page(self, port: int, *, v1: bool = True, prefix: str = "", **more: Any) -> dict[str, Any]:
+        """A shell in the stand-in cluster as a page's target, through whatever listens at the port."""
+        claims = {"namespace": "default", "pod_name": "demo", "cluster": "standin", **more}
+        token = self.token(**claims, jti=secrets.token_hex(8))
+        return {"port": port, "path": f"/ssh?ssh_token={token}&cols=120&rows=40", "v1": v1, "prefix": prefix}
 
     def download(self, server: Server, filename: str) -> dict[str, Any]:
         """A recording as a client's target."""
@@ -231,6 +250,38 @@ class Lab:
         """Stop all that was started."""
         for process in reversed(self.running):
             process.stop()
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, site: str) -> Iterator[int]:
+    """nginx with a ``server`` block that listens at 127.0.0.1:8080; gives the port that takes its place."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    site = site.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("/var/log/nginx/error.log", "stderr")
+    folders = " ".join(f"{kind}_temp_path {folder}/nginx_{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
+        f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {folders}\n{site}\n}}\n"
+    )
+    process = subprocess.Popen(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
+    try:
+        deadline = time.monotonic() + 10
+        while not _accepts(port):
+            if time.monotonic() > deadline:
+                raise TimeoutError("nginx did not start")
+            time.sleep(0.01)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
 
 
 def _exec_path(words: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The cluster of the benchmark: a small TLS exec endpoint that sends prepared frames. Shares no code with the server.
 
-The words after ``bench`` in the command choose what the "program" does: ``flood SIZE FRAMES``, ``echo`` or ``idle``.
+The words after ``bench`` in the command choose what the "program" does: ``flood SIZE FRAMES``, ``records SIZE FRAMES``,
+``echo`` or ``idle``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ def flood(tls: ssl.SSLSocket, size: int, frames: int) -> None:
     finish(tls, END)
 
 
+def flood_in_records(tls: ssl.SSLSocket, size: int, frames: int) -> None:
+    """The same with each frame in a TLS record of its own, as a real API server sends it."""
+    data, count, frame_bytes = prepared(size)
+    view = memoryview(data)
+    for i in range(frames):
+        start = i % count * frame_bytes
+        tls.sendall(view[start : start + frame_bytes])
+    finish(tls, END)
+
+
 def finish(tls: ssl.SSLSocket, output: bytes) -> None:
     """Send the last output, exit status 0 and a close frame."""
     tls.sendall(frame(_STDOUT + output) + frame(_STATUS + _FAREWELL) + _CLOSE_FRAME)
@@ -81,6 +92,9 @@ def echo(tls: ssl.SSLSocket) -> None:
             buffer = buffer[end:]
             if message[:1] == b"\x00" and message[1:]:
                 tls.sendall(frame(_STDOUT + message[1:]))
+
+
+_FLOODS = {"flood": flood, "records": flood_in_records}
 
 
 def leave_with_parent() -> None:
@@ -138,8 +152,8 @@ def serve(sock: socket.socket, context: ssl.SSLContext) -> None:
         if words[1] == "-c":  # the server's start script, which first says that it runs
             tls.sendall(frame(_STDOUT + words[3].encode() + b"\r\n"))
         mode, *numbers = words[words.index("bench") + 1 :]
-        if mode == "flood":
-            flood(tls, *map(int, numbers))
+        if mode in _FLOODS:
+            _FLOODS[mode](tls, *map(int, numbers))
             tls.recv(1 << 16)
             return
         tls.sendall(frame(_STDOUT + PROMPT))

@@ -32,7 +32,7 @@ from wsproto.utilities import generate_accept_token
 
 from .endings import ENDINGS, NOT_RUNNING, UNSCHEDULABLE
 from .pods import Image, Pod, kill_in, processes_in
-from .stream import V4, V5, Exec, Session
+from .stream import BUFFER_BYTES, V4, V5, Exec, Session
 
 __all__ = ["DEFAULT_PODS", "DEFAULT_USERS", "Exec", "Pod", "StandIn", "User"]
 
@@ -323,8 +323,10 @@ class StandIn:
 
     `ping_interval` (seconds) makes it ping the clients of its exec streams, which real ones do not do.
     `path_prefix` is where the API begins, as behind a gateway that serves several clusters. `input_delay` is for how
-    many seconds what a client sends is on its way, at the beginning of a stream. `certificate` is shown in place of one
-    of its own CA; with `demand_certificate` a client without one is refused in the handshake.
+    many seconds what a client sends is on its way, at the beginning of a stream. `buffer_bytes` of output are read from
+    a program for a client that reads slowly (real ones: 12 to 24 MB); with `frame_bytes` output is gathered for frames
+    of that size (real ones: 5 to 6 KB). `certificate` is shown in place of one of its own CA; with `demand_certificate`
+    a client without one is refused in the handshake.
     """
 
     def __init__(
@@ -338,6 +340,8 @@ class StandIn:
         ping_interval: float | None = None,
         path_prefix: str = "",
         input_delay: float = 0.0,
+        buffer_bytes: int = BUFFER_BYTES,
+        frame_bytes: int = 0,
         certificate: trustme.LeafCert | None = None,
         demand_certificate: bool = False,
     ) -> None:
@@ -349,6 +353,8 @@ class StandIn:
         self.ping_interval = ping_interval
         self.path_prefix = path_prefix
         self.input_delay = input_delay
+        self.buffer_bytes = buffer_bytes
+        self.frame_bytes = frame_bytes
         self._certificate = certificate
         self._client_certificate = ssl.CERT_REQUIRED if demand_certificate else ssl.CERT_OPTIONAL
         self.execs: list[Exec] = []  # every exec request since the start, refused ones too
@@ -566,6 +572,11 @@ class StandIn:
             processes = [session.process for session in self._sessions]
         return sorted(p.popen.pid for p in processes if p is not None and p.popen.poll() is None)
 
+    def waiting_bytes(self) -> int:
+        """Output on its way to clients which they have not taken yet."""
+        with self._changed:
+            return sum(session.waiting_bytes for session in self._sessions)
+
     def processes(self, namespace: str = "default", name: str = "demo") -> list[int]:
         """Pids of everything alive in the pod, what the shells left behind included."""
         return processes_in(self.find(namespace, name).root)
@@ -604,6 +615,8 @@ class StandIn:
             flavour=self.flavour,
             ping_interval=self.ping_interval,
             input_delay=self.input_delay,
+            buffer_bytes=self.buffer_bytes,
+            frame_bytes=self.frame_bytes,
             changed=self.changed,
         )
         with self._changed:

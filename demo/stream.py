@@ -30,9 +30,9 @@ from .pods import ExecFailure, Image, Process
 STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
 MAX_MESSAGE_BYTES = 32 << 20
-READ_BYTES = 32768  # a pipe gives as much at once, a pty 4,095
-OUT_FULL_BYTES = 65536  # above it the pod's output is not read
-OUT_STUCK_BYTES = 1 << 20  # above it (pongs to a client that does not read) the client is not read
+FRAME_BYTES = 32768  # a pipe gives as much at once, a pty 4,095
+BUFFER_BYTES = 65536  # above it the pod's output is not read
+STUCK_BYTES = 1 << 20  # so much above that (pongs to a client that does not read) the client is not read
 DRAIN_BYTES = 1 << 20  # printed after the shell's end by what it left behind on the terminal
 LINGER_SECONDS = 1.0
 
@@ -114,6 +114,8 @@ class Session:
         flavour: str,
         ping_interval: float | None,
         input_delay: float = 0.0,
+        buffer_bytes: int = BUFFER_BYTES,
+        frame_bytes: int = 0,
         changed: Callable[[], None],
     ) -> None:
         self.record = record
@@ -129,7 +131,10 @@ class Session:
         self._message: list[bytes] = []
         self._message_bytes = 0
         self._pending = memoryview(b"")  # stdin that the program does not take yet
-        self._out = bytearray()  # frames that the client does not take yet; bounded by OUT_STUCK_BYTES
+        self._buffer_bytes = buffer_bytes
+        self._frame_bytes = frame_bytes  # that output is gathered for; 0: a frame for each read
+        self._out: deque[bytes] = deque()  # frames that the client does not take yet
+        self.waiting_bytes = 0  # in _out; bounded by _buffer_bytes and STUCK_BYTES. Read from any thread
         self._closing = False  # the status is in _out
         self._drained_bytes = 0
         self._asked_pings: set[bytes] = set()
@@ -201,7 +206,8 @@ class Session:
         """Whether the client may be read: not while its input waits, nor after a malformed resize."""
         if time.monotonic() < self._reads_from:
             return False
-        return not (self._pending or self.record.jammed or self._closing or len(self._out) > OUT_STUCK_BYTES)
+        stuck = self.waiting_bytes > self._buffer_bytes + STUCK_BYTES
+        return not (self._pending or self.record.jammed or self._closing or stuck)
 
     def _wanted(self) -> dict[int, int]:
         wanted = {self._wake_read: select.POLLIN}
@@ -213,7 +219,7 @@ class Session:
         mask = select.POLLIN if self._reads() else select.POLLRDHUP
         wanted[self._sock.fileno()] = mask | (select.POLLOUT if self._out else 0)
         if process is not None:
-            if len(self._out) < OUT_FULL_BYTES:
+            if self.waiting_bytes < self._buffer_bytes:
                 wanted.update(dict.fromkeys(process.outputs, select.POLLIN))
             if self._pending and process.stdin is not None:
                 wanted[process.stdin] = wanted.get(process.stdin, 0) | select.POLLOUT
@@ -223,7 +229,7 @@ class Session:
         if self._sock is None:
             return None
         buffered = self._reads() and self._sock.pending() > 0  # decrypted, so invisible to poll
-        draining = self._draining() and len(self._out) < OUT_FULL_BYTES
+        draining = self._draining() and self.waiting_bytes < self._buffer_bytes
         if buffered or draining:
             return 0
         if time.monotonic() < self._reads_from:
@@ -257,7 +263,7 @@ class Session:
         if self._sock is not None and not self._closing and len(self._asked_pings) < 1000:
             payload = secrets.token_bytes(4)
             self._asked_pings.add(payload)
-            self._out += self._ws.send(ws.Ping(payload=payload))
+            self._queue(self._ws.send(ws.Ping(payload=payload)))
 
     def _relay_input(self, ready: dict[int, int]) -> None:
         process = self.process
@@ -302,11 +308,11 @@ class Session:
             self._collect(event)
         elif isinstance(event, ws.Ping):
             self.record.pings += 1
-            self._out += self._ws.send(event.response())
+            self._queue(self._ws.send(event.response()))
         elif isinstance(event, ws.Pong):
             self._handle_pong(bytes(event.payload))
         elif isinstance(event, ws.CloseConnection):
-            self._out += self._ws.send(event.response())
+            self._queue(self._ws.send(event.response()))
             self._flush()
             self._leave("closed")
 
@@ -364,21 +370,16 @@ class Session:
         if self._sock is None:
             return
         for descriptor, channel in list(process.outputs.items()):
-            if len(self._out) >= OUT_FULL_BYTES:
+            if self.waiting_bytes >= self._buffer_bytes:
                 if ready.get(descriptor, 0) & (select.POLLHUP | select.POLLERR):
                     process.close_stdin()  # polled for writing only, and there is nobody to read it
             elif descriptor in ready or self._draining():
                 self._read_output(process, descriptor, channel)
 
     def _read_output(self, process: Process, descriptor: int, channel: int) -> None:
-        try:
-            data = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            if not self._draining():
-                return
-            data = b""
-        except OSError:  # EIO: nobody has the terminal open any more
-            data = b""
+        data, ended = self._gather(descriptor)
+        if not data and not ended:
+            return
         self._drained_bytes += len(data) if self._draining() else 0
         if data and self._drained_bytes <= DRAIN_BYTES:
             self.record.bytes_out += len(data)
@@ -386,21 +387,45 @@ class Session:
         else:
             del process.outputs[descriptor]
 
+    def _gather(self, descriptor: int) -> tuple[bytes, bool]:
+        """Output for one frame, and whether the descriptor has no more."""
+        data = b""
+        try:
+            while True:
+                more = os.read(descriptor, (self._frame_bytes or FRAME_BYTES) - len(data))
+                data += more
+                if not more or len(data) >= self._frame_bytes:
+                    return data, not more
+        except BlockingIOError:
+            return data, not data and self._draining()
+        except OSError:  # EIO: nobody has the terminal open any more
+            return data, True
+
+    def _queue(self, frame: bytes) -> None:
+        self._out.append(frame)
+        self.waiting_bytes += len(frame)
+
     def _send(self, channel: int, data: bytes) -> None:
-        self._out += self._ws.send(ws.BytesMessage(data=bytes((channel,)) + data))
+        self._queue(self._ws.send(ws.BytesMessage(data=bytes((channel,)) + data)))
 
     def _send_status(self, status: dict[str, Any]) -> None:
         if self._old or self.record.subprotocol == V5:
             status = {"metadata": {}, **status}
         self._send(STATUS, json.dumps(status, separators=(",", ":")).encode())
-        self._out += self._ws.send(ws.CloseConnection(code=1000))
+        self._queue(self._ws.send(ws.CloseConnection(code=1000)))
         self._closing = True
         self.record.ended = "status"  # before the client can know
 
     def _flush(self) -> None:
+        """Send what the client takes, each frame in a TLS record of its own, as a real API server does."""
         try:
             while self._out and self._sock is not None:
-                del self._out[: self._sock.send(bytes(self._out[:16384]))]
+                sent = self._sock.send(self._out[0])
+                self.waiting_bytes -= sent
+                if sent < len(self._out[0]):
+                    self._out[0] = self._out[0][sent:]
+                else:
+                    self._out.popleft()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError:

@@ -289,6 +289,41 @@ def test_flood_comes_whole_through_a_terminal_and_through_a_pipe(new: StandIn) -
         assert max(outcome.frame_bytes) <= largest + 1
 
 
+def test_a_large_buffer_takes_the_flood_that_a_slow_client_leaves() -> None:
+    with StandIn(buffer_bytes=16 * MIB) as cluster:
+        stream = open_exec(cluster, "bash", "-c", "trap 'echo; echo interr''upted; exit' INT; yes")
+        cluster.wait_until(lambda: cluster.waiting_bytes() >= 16 * MIB, 30)  # nobody has read anything
+        stream.send_binary(b"\x00\x03")
+        outcome = read_to_end(stream)
+        assert outcome.output[1].endswith(b"interrupted\r\n")
+        assert 16 * MIB < len(outcome.output[1]) < 40 * MIB
+        assert cluster.waiting_bytes() == 0
+
+
+def test_without_a_large_buffer_the_program_waits_for_a_slow_client(new: StandIn) -> None:
+    stream = open_exec(new, "yes")
+    wait_until_still(new, new.execs[-1])
+    assert new.waiting_bytes() < MIB
+    stream.shutdown()
+
+
+def test_output_is_gathered_for_frames_of_the_size_that_is_asked_for() -> None:
+    with StandIn(frame_bytes=5500, buffer_bytes=MIB) as cluster:
+        outcome = run(cluster, "sh", "-c", "stty raw; head -c 3000000 /dev/zero; echo end")
+        assert outcome.output[1] == bytes(3000000) + b"end\n"
+        assert max(outcome.frame_bytes) == 5501
+        assert sum(size == 5501 for size in outcome.frame_bytes) > len(outcome.frame_bytes) / 2
+
+
+def test_each_frame_is_a_tls_record_of_its_own() -> None:
+    with StandIn(frame_bytes=5500) as cluster:
+        stream = open_exec(cluster, "sh", "-c", "stty raw; head -c 3000000 /dev/zero")
+        read_until(stream, b"\0")
+        wait_until_still(cluster, cluster.execs[-1])
+        records = [len(stream.sock.recv(16384)) for _ in range(20)]  # SSL_read gives one record at most
+        assert set(records[1:]) <= {5505}  # channel and header included
+
+
 def test_output_before_exit_is_never_lost(new: StandIn) -> None:
     for _ in range(10):
         assert run(new, "printf", "last words").output[1] == b"last words"
