@@ -1273,7 +1273,7 @@ class Session:
         return True
 
     def _must_wait(self, window: Window, pod: PodExec) -> bool:
-        """Whether the page has to draw first; not where input is full, since the pod may want to be read before more."""
+        """Whether the page has to draw first. Not where input is full: the pod may want to be read before."""
         self._is_held_up = window.is_full()
         if self._is_held_up:  # and looked at again: from here on an acknowledgement wakes this thread
             self._is_held_up = window.is_full() and pod.wait_for_room(INPUT_LIMIT_BYTES, 0)
