@@ -943,6 +943,7 @@ RELOAD_SECONDS = 15.0  # after a close frame 1001: a page that is reloaded, or a
 WINDOW_SECONDS = 0.25  # of output on its way to a page
 WINDOW_MINIMUM_BYTES, WINDOW_MAXIMUM_BYTES = 1 << 17, 1 << 22
 AHEAD_BYTES = 1 << 24  # read of the pod for a browser that is away
+INTERRUPT_SECONDS = 2.0  # after an interrupt key, in which output that waits is caught up with
 CATCH_UP_PAUSE_SECONDS = 0.1  # of the pod, after an interrupted flood
 CATCH_UP_SECONDS, CATCH_UP_BYTES = 5.0, 1 << 26
 TAIL_BYTES = 1 << 12  # of it that is shown
@@ -1115,7 +1116,7 @@ class Session:
         self._is_held_up = False  # output waits for the page to draw
         # The browser's thread's.
         self._bytes_in = 0
-        self._interrupted = False  # a key for that was typed while output waited
+        self._interrupted_until = 0.0  # monotonic: for so long after a key for that a flood is caught up with
 
     def start(self, browser: BrowserSocket, size: Size | None) -> None:
         """Attach the first browser, and begin. The connection's thread. Raises Refused when no thread can be had."""
@@ -1223,7 +1224,7 @@ class Session:
             output.add(f"{printable(self.auth.message)}\r\n".encode())
         while self._end is None:
             may_read = self._show(pod, output)
-            if self._interrupted:
+            if not may_read and self._wants_to_catch_up(output):
                 self._catch_up(pod, output)
                 continue
             waits = self._waits_until - time.monotonic()
@@ -1312,11 +1313,15 @@ class Session:
         else:
             output.add(f"\r\n[jumpserver] {printable(text)}\r\n".encode())
 
+    def _wants_to_catch_up(self, output: Output) -> bool:
+        """Whether output that waits is of no use any more: its program was interrupted, and draws no screen."""
+        interrupted = time.monotonic() < self._interrupted_until
+        return interrupted and self._browser is not None and self._browser.v1 and not output.full_screen
+
     def _catch_up(self, pod: PodExec, output: Output) -> None:
         """After an interrupt, read a flood to its end at full speed, and show only that end; all of it is recorded."""
-        self._interrupted = False
         browser = self._browser
-        if browser is None or output.full_screen:
+        if browser is None:
             return
         start = browser.window.sent
         now = time.monotonic()
@@ -1470,8 +1475,8 @@ class Session:
         elif kind == "input" and value:
             self._bytes_in += len(value)
             self._pass_on_or_keep(value)
-            if self._is_held_up and any(key in value for key in _INTERRUPTS):
-                self._interrupted = True
+            if any(key in value for key in _INTERRUPTS):
+                self._interrupted_until = time.monotonic() + INTERRUPT_SECONDS
                 self._wake()
         elif kind == "resize":
             self._pass_on_or_keep(value)

@@ -2,7 +2,7 @@
 // drawn, and comes back to the same shell after a drop or a reload. Knows nothing of what the page looks like.
 
 const SUBPROTOCOL = "jumpserver.v1";
-const CLOSE_USER = 1000; // ends the shell
+export const CLOSE_USER = 1000; // ends the shell
 const CLOSE_DROPPED = 4001; // this connection is given up; the shell waits
 const FINAL_CODE = 4400; // from here on the server says that trying again is of no use
 const HANDSHAKE_MS = 30_000; // browsers wait for minutes; a platform that is asked has 10 s
@@ -17,8 +17,8 @@ const ACK_MS = 500;
 const REPLAY_BYTES = 256 * 1024; // of what was drawn before a reload
 const KEY = "jumpserver.resume"; // in sessionStorage: of this tab
 
-// `page` is told: session(message), output(bytes, drawn), skipped(bytes, drawn), notice(text), silent(is), lost(seconds
-// left), over({event, end, upgraded, opened, taken}). `drawn` is to be called once that is on the screen. page.size()
+// `page` is told: session(message), output(bytes, drawn), skipped(bytes, drawn), notice(text), replayed(), silent(is),
+// lost(seconds left), over({event, end, upgraded, opened, taken}). `drawn` is to be called once that is on the screen. page.size()
 // gives {cols, rows}.
 export class Connection {
   constructor(page) {
@@ -28,6 +28,7 @@ export class Connection {
     this.taken = false; // another page has the shell now
     this.last = null; // the server's last words
     this.lostUntil = 0; // when the grace of a lost connection is over; 0: it is not lost
+    this.shell = {}; // tells one from the next
     this.resume = null; // what the server said of coming back: {url, secret, grace}
     this.received = 0; // positions in the session's output
     this.drawn = 0;
@@ -42,17 +43,19 @@ export class Connection {
 
   // Opens a new shell.
   open(url) {
-    Object.assign(this, { resume: null, received: 0, drawn: 0, acknowledged: 0, replayUntil: 0 });
-    this.lostUntil = 0;
+    Object.assign(this, { resume: null, received: 0, drawn: 0, acknowledged: 0, replayUntil: 0, lostUntil: 0 });
+    this.shell = {};
     this.dial(url, HANDSHAKE_MS);
   }
 
   // Goes on with the shell that this tab had a moment ago: "resuming", or "ended" where that cannot be; else "".
   reopen() {
     const kept = read();
-    keep("");
     if (!kept) return "";
-    if (!kept.resume || Date.now() > kept.at + kept.resume.grace * 1000) return "ended";
+    if (!kept.resume || Date.now() > kept.at + kept.resume.grace * 1000) {
+      this.forget();
+      return "ended";
+    }
     const position = Math.max(0, kept.drawn - REPLAY_BYTES);
     Object.assign(this, { resume: kept.resume, received: position, drawn: position, replayUntil: kept.drawn });
     this.comeBack();
@@ -80,25 +83,25 @@ export class Connection {
   // Ends the shell.
   end() {
     this.forget();
-    this.lostUntil = 0;
-    clearTimeout(this.retry);
     this.socket?.close(CLOSE_USER);
   }
 
-  // Ends the shell without another word to the page.
+  // Ends the shell without another word to the page. While the connection is lost nobody can be told: it has its grace.
   leave() {
-    this.end();
-    this.unhook();
+    clearTimeout(this.retry);
+    this.forget();
+    this.drop(CLOSE_USER);
   }
 
-  unhook() {
+  drop(code = CLOSE_DROPPED) {
     if (!this.socket) return;
     Object.assign(this.socket, { onopen: null, onmessage: null, onclose: null });
+    this.socket.close(code);
     this.socket = null;
   }
 
   dial(url, limit, first) {
-    this.unhook();
+    this.drop();
     const socket = new WebSocket(url, [SUBPROTOCOL]);
     Object.assign(this, { socket, last: null, taken: false, opened: false, upgraded: false, asked: 0, amber: false });
     socket.binaryType = "arraybuffer";
@@ -108,7 +111,11 @@ export class Connection {
     };
     socket.onmessage = (event) => this.take(event.data);
     socket.onclose = (event) => this.closed(event);
-    setTimeout(() => socket === this.socket && !this.opened && !this.upgraded && socket.close(), limit);
+    setTimeout(() => {
+      if (socket !== this.socket || this.opened || (this.upgraded && !first)) return;
+      this.drop();
+      this.closed({ code: CLOSE_DROPPED, reason: "" });
+    }, limit);
   }
 
   take(data) {
@@ -155,8 +162,12 @@ export class Connection {
 
   // A function to be called once so many bytes more are drawn.
   counter(size) {
+    const shell = this.shell;
     return () => {
+      if (shell !== this.shell) return; // an earlier one's
+      const replayed = this.replays;
       this.drawn += size;
+      if (replayed && !this.replays) this.page.replayed();
       clearTimeout(this.ackTimer);
       if (this.drawn - this.acknowledged >= ACK_BYTES) this.acknowledge();
       else this.ackTimer = setTimeout(() => this.acknowledge(), ACK_MS);
@@ -208,9 +219,7 @@ export class Connection {
 
   giveUp() {
     if (!this.opened || this.lostUntil || this.taken || this.last) return;
-    const socket = this.socket;
-    this.unhook();
-    socket.close(CLOSE_DROPPED);
+    this.drop();
     this.closed({ code: CLOSE_DROPPED, reason: "" });
   }
 
@@ -251,7 +260,7 @@ export class Connection {
     const opened = this.opened || this.lostUntil > 0;
     const { upgraded, taken, last: end } = this;
     if (!taken) this.resume = null;
-    this.unhook();
+    this.drop();
     Object.assign(this, { lostUntil: 0, opened: false });
     this.forget();
     this.page.over({ event, end, upgraded, opened, taken });

@@ -8,7 +8,7 @@ import { SearchAddon } from "./node_modules/@xterm/addon-search/lib/addon-search
 import { Unicode11Addon } from "./node_modules/@xterm/addon-unicode11/lib/addon-unicode11.mjs";
 import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-web-links.mjs";
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
-import { Connection, webSocketUrl } from "./connection.js";
+import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 
@@ -52,7 +52,7 @@ const state = {
   decoder: null, // of the output: a character may be split between messages
   phase: "idle", // idle, connecting, connected, reconnecting, ended, refused, lost, taken
   user: "",
-  partial: false, // what comes begins in the middle of a line
+  partial: false, // what comes next may begin in the middle of a line
   sentSize: "",
   outbox: [], // input not handed to the socket yet
   outboxTimer: 0,
@@ -82,6 +82,7 @@ const connection = new Connection({
   session: onSession,
   output: onOutput,
   skipped: onSkipped,
+  replayed: onReplayed,
   notice: (text) => toast(text, NOTICE_MS),
   silent: (silent) => setPhase("connected", silent ? "No answer from the server" : connectedAs(), silent),
   lost: onLost,
@@ -128,13 +129,9 @@ function onSession(session) {
 
 // What is not UTF-8 is shown as the recording has it: xterm.js's own decoder would leave it out.
 function onOutput(bytes, drawn) {
-  let text = state.decoder.decode(bytes, { stream: true });
-  if (state.partial) {
-    const end = text.indexOf("\n");
-    state.partial = end < 0;
-    text = text.slice(end < 0 ? text.length : end + 1);
-  }
-  term.write(text, drawn);
+  const text = state.decoder.decode(bytes, { stream: true });
+  term.write(state.partial ? text.slice(text.indexOf("\n") + 1) : text, drawn);
+  state.partial = false;
 }
 
 function onSkipped(bytes, drawn) {
@@ -143,8 +140,17 @@ function onSkipped(bytes, drawn) {
   term.write(`\x18${SOFT_RESET}\x1b[7m ${size} not shown here; the recording has them \x1b[0m\r\n`, drawn);
 }
 
+// After a reload: a program with a screen of its own draws all of it again when the size changes.
+function onReplayed() {
+  if (term.buffer.active.type !== "alternate") return;
+  connection.send({ type: "resize", rows: term.rows - 1, cols: term.cols });
+  connection.send({ type: "resize", rows: term.rows, cols: term.cols });
+}
+
+// The seconds are drawn by the style sheet: screen readers would read each of them out.
 function onLost(seconds) {
-  setPhase("reconnecting", `Reconnecting, ${seconds} s left; typing is paused`);
+  if (state.phase !== "reconnecting") setPhase("reconnecting", "Reconnecting; typing is paused");
+  el("status").dataset.left = seconds;
 }
 
 async function onOver({ event, end, upgraded, opened, taken }) {
@@ -156,6 +162,8 @@ async function onOver({ event, end, upgraded, opened, taken }) {
     finish("taken", "Continued elsewhere", "This terminal goes on in another page or tab.", "", true);
   } else if (opened && event.code === CLOSE_GONE) {
     finish("ended", "Session ended", "The shell has ended while this page was away.", hint, again);
+  } else if (opened && !end && event.code === CLOSE_USER) {
+    finish("ended", "Session ended", "You have ended this session.", hint, again);
   } else if (end && opened) {
     const code = end.exit_code;
     const exit = Number.isInteger(code) && !reason?.includes(code) ? `Exit code ${code}.` : "";
@@ -204,8 +212,9 @@ function setPhase(phase, words, silent = false) {
   el("notice").hidden = !["ended", "refused", "lost", "taken"].includes(phase);
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
-  el("end").hidden = !["connected", "reconnecting"].includes(phase);
-  const warn = phase === "connected" && !FRAMED;
+  delete el("status").dataset.left;
+  el("end").hidden = phase !== "connected";
+  const warn = ["connected", "reconnecting"].includes(phase) && !FRAMED;
   window.onbeforeunload = warn ? askBeforeLeaving : null;
 }
 
