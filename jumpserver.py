@@ -1674,7 +1674,8 @@ def parse_message(message: str | bytes) -> tuple[str, Any]:
         if kind == "ack":
             return kind, _position(values["drawn"])
         if kind == "resume":
-            return kind, (_typed(values["secret"], str), _position(values["drawn"]), _size(values))
+            size = _size(values) if "cols" in values else None
+            return kind, (_typed(values["secret"], str), _position(values["drawn"]), size)
         return ("ping" if kind == "ping" else ""), None
     except (KeyError, TypeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise ValueError("not a message of this protocol") from exc

@@ -139,7 +139,7 @@ def test_a_session_that_has_ended_is_freed_before_its_hang_up_is_done(tmp_path: 
         try:
             terminal = server.connect()
             terminal.wait_for_event("session")
-            (live,) = server.server.sessions._sessions
+            (live,) = server.server.sessions.all()
             ended = weakref.ref(live)
             cluster.stop()
             del live

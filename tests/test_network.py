@@ -150,31 +150,17 @@ def test_a_whole_session_goes_through_a_proxy(cluster: StandIn, proxy: tuple[str
         server.stop()
 
 
-def test_a_writer_that_is_blocked_behind_a_proxy_is_woken(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
+def test_who_waits_for_room_behind_a_proxy_is_woken(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
     pod = opened(
         kubeconfig(cluster, **{"proxy-url": proxy[0]}), command=("sh", "-c", "stty raw -echo; exec sleep 1000")
     )
-    sent = [0]
-
-    def write() -> None:
-        with contextlib.suppress(k8s_exec.PodLost):
-            while True:
-                pod.write(b"x" * 65536)
-                sent[0] += 1
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    last = [-1, time.monotonic()]
-
-    def still() -> bool:
-        if sent[0] != last[0]:
-            last[:] = [sent[0], time.monotonic()]
-        return time.monotonic() - last[1] > 0.3
-
-    wait_until(still, "a blocked writer")
+    while pod.wait_for_room(0, 0.3):
+        pod.write(b"x" * 65536)
+    waiter = threading.Thread(target=pod.wait_for_room, args=(0, 60))
+    waiter.start()
     pod.abort()
-    writer.join(5)
-    assert not writer.is_alive()
+    waiter.join(5)
+    assert not waiter.is_alive()
     pod.close()
     cluster.delete_pod("default", "demo")  # the end of a connection waits behind input that is not read
 

@@ -46,18 +46,22 @@ def dropped(server: RunningServer, terminal: Terminal) -> Terminal:
 
 def test_random_cuts_lose_no_byte_and_repeat_none(server: RunningServer) -> None:
     rng = random.Random(9)
-    terminal = server.connect(command=["sh", "-c", "stty raw -echo; read go; seq 400000; printf '\\xff\\xfeend'; cat"])
+    terminal = server.connect(command=["sh", "-c", "stty raw -echo; read go; seq 400000; printf '\\377\\376end'; cat"])
     terminal.wait_for_event("session")
     terminal.type("go\n")
     seen = b""
     for _ in range(25):
         wanted = len(seen) + rng.choice((0, 1, 100, 5_000, 100_000, 300_000))
-        while len(seen) + len(terminal.output) < wanted and b"end" not in terminal.output:
+        while len(seen) + len(terminal.output) < wanted and not (seen + terminal.output).endswith(b"end"):
+            assert terminal.close_code is None, terminal.close_reason
             terminal.step()
         terminal.drop()
         seen += terminal.output
         terminal = server.resume(terminal)
-    terminal.wait_for(b"\xff\xfeend")
+        terminal.wait_for_event("session")
+    while not (seen + terminal.output).endswith(b"\xff\xfeend"):
+        assert terminal.close_code is None, terminal.close_reason
+        terminal.step()
     seen += terminal.output
     terminal.drop()
     wait_until(lambda: is_detached(server))
@@ -244,6 +248,7 @@ def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(server: Run
         terminal.acknowledges = False
         (session,) = server.server.sessions.all()
         wait_until(lambda: session._is_held_up)
+        wait_until_still(lambda: server.cluster.execs[-1].bytes_out)  # the connections between are full
         terminal.type("\x03")
         terminal.acknowledges = True
         skipped = terminal.wait_for_event("skipped")["bytes"]
