@@ -3019,7 +3019,7 @@ def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[st
 
 
 def serve(config: Config, hooks: Hooks, file: Path) -> int:
-    """Serve until a signal to end comes; SIGHUP reads ``file`` again. Raises HookError and ListenError when it cannot begin."""
+    """Serve until a signal to end comes; SIGHUP reads ``file`` again. Raises HookError and ListenError at the start."""
     # Freeing one large untouched block makes glibc keep freed memory instead of giving each piece of output back to
     # the kernel at once. Measured: 1.4 times the throughput.
     bytes(8 << 20)
