@@ -171,7 +171,7 @@ def test_a_pod_has_so_many_terminals_whoever_opens_them(cluster: StandIn, tmp_pa
 def test_logins_of_one_address_are_refused_before_the_token_is_spent(cluster: StandIn, tmp_path: Path) -> None:
     proxy = 'trusted_proxies = ["127.0.0.1"]'
     with another_server(tmp_path, cluster, server_lines=proxy, more=limits(logins_per_second=1)) as server:
-        from_there = {"header": ["X-Forwarded-For: 192.0.2.7"]}
+        from_there: dict[str, Any] = {"header": ["X-Forwarded-For: 192.0.2.7"]}
         reasons = []
         for _ in range(8):
             with server.connect_with("bad", **from_there) as terminal:
