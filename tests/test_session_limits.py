@@ -99,8 +99,9 @@ def test_a_short_limit_is_warned_of_at_half_of_it(cluster: StandIn, tmp_path: Pa
 def test_a_token_lowers_a_limit_and_never_raises_it(
     cluster: StandIn, tmp_path: Path, name: str, configured: int, token: int, counts: float
 ) -> None:
+    claims: dict[str, Any] = {name: token}
     with another_server(tmp_path, cluster, more=limits(**{name: configured})) as server:
-        with server.connect_with(server.token(**{name: token})) as terminal:
+        with server.connect("demo", **claims) as terminal:
             terminal.wait_for_event("session")
             session = the_session(server)
             session.tick(session._began + min(counts, 1e9) - 1)
