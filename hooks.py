@@ -92,6 +92,8 @@ class TokenAuthData:
     cluster_file: Path | None = None  # where cluster_cfg was read, if it is the operator's own
     context: str = ""  # of the kubeconfig; empty: its current one
     reusable: bool = False  # whether the token opens another terminal, too
+    idle_timeout: int = 0  # seconds; lowers that of [Limits], and never raises it; 0: says nothing
+    max_duration: int = 0  # the same
 
     @property
     def place(self) -> str:
@@ -119,10 +121,10 @@ class SessionInfo:
     cluster: str = ""  # its name under [Clusters], else the host of its API server
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the kubeconfig and ``reusable``, as one flat JSON object."""
+        """All of it but the kubeconfig, ``reusable`` and the limits, as one flat JSON object."""
         values = asdict(self)
         auth = values.pop("auth")
-        del auth["cluster_cfg"], auth["cluster_file"], auth["reusable"]
+        del auth["cluster_cfg"], auth["cluster_file"], auth["reusable"], auth["idle_timeout"], auth["max_duration"]
         return {**auth, **values}
 
 
@@ -249,6 +251,8 @@ _TEXT_LIMITS = {  # characters
     "message": 4096,
     "cluster_cfg": 1 << 20,
 }
+_SECONDS = ("idle_timeout", "max_duration")
+LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16
 _TOKEN_LIMIT_CHARACTERS = 1 << 16
 
@@ -271,8 +275,9 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
     file = clusters[cluster] if cluster else None
     if file is not None:
         texts["cluster_cfg"] = _read_cluster(file)
-    extra = {key: value for key, value in values.items() if key not in (*_TEXT_LIMITS, "command")}
-    return TokenAuthData(**texts, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra)
+    seconds: dict[str, Any] = {name: _token_seconds(name, values.get(name)) for name in _SECONDS}
+    extra = {key: value for key, value in values.items() if key not in (*_TEXT_LIMITS, *_SECONDS, "command")}
+    return TokenAuthData(**texts, **seconds, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra)
 
 
 def _token_text(name: str, value: object, limit: int) -> str:
@@ -284,6 +289,14 @@ def _token_text(name: str, value: object, limit: int) -> str:
         raise HookError(f"{name} of a token has more than {limit} characters")
     if "\0" in value or _SURROGATE.search(value):
         raise HookError(f"{name} of a token has a character that no text has (NUL, or half of a surrogate pair)")
+    return value
+
+
+def _token_seconds(name: str, value: object) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= LIMIT_MAXIMUM:
+        raise HookError(f"{name} of a token must be a whole number of seconds, 0 to {LIMIT_MAXIMUM}")
     return value
 
 
