@@ -2588,13 +2588,13 @@ class Space:
     def __init__(self, folder: RecordFolder, sessions: SessionRegistry) -> None:
         self._folder = folder
         self._sessions = sessions
-        self._paces: dict[Session, _Pace] = {}
+        self._paces: dict[str, _Pace] = {}  # by session id
         self._say_at = 0.0  # monotonic
 
     def tick(self) -> None:
         """Tell of floods; where space runs out, say so every minute, and end those that write fastest."""
         now = time.monotonic()
-        self._paces = {session: self._paced(session, now) for session in self._sessions.all()}
+        self._paces = {session.id: self._paced(session, now) for session in self._sessions.all()}
         try:
             self._folder.keep_reserve()
             free = self._folder.free()
@@ -2608,7 +2608,7 @@ class Space:
 
     def _paced(self, session: Session, now: float) -> _Pace:
         written = session.traffic().recorded
-        pace = self._paces.get(session) or _Pace(now, written, slow_at=now)
+        pace = self._paces.get(session.id) or _Pace(now, written, slow_at=now)
         seconds = now - pace.at
         if seconds > 0:
             rate = (written - pace.written) / seconds
@@ -2625,10 +2625,12 @@ class Space:
     def _end_fastest(self, free: int) -> None:
         """The fastest first, until the others need some minutes to fill what is left. Quiet ones go on in any case."""
         total = sum(pace.rate for pace in self._paces.values())
-        for session, pace in sorted(self._paces.items(), key=lambda item: -item[1].rate):
+        for session_id, pace in sorted(self._paces.items(), key=lambda item: -item[1].rate):
             if pace.rate < QUIET_BYTES or total * _LASTS_SECONDS < free:
                 break
-            session.stop(DISK_FULL)
+            session = self._sessions.find(session_id)
+            if session is not None:
+                session.stop(DISK_FULL)
             total -= pace.rate
 
 
