@@ -271,6 +271,8 @@ class RecordConfig:
 
     path: str = "records"  # folder of the recordings
     public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
+    max_bytes: int = 2 << 30  # of one recording, at which its session ends; 0: any
+    min_free: int = 0  # bytes left below which no session begins; 0: 1 GiB or 5 % of the disk, the smaller
 
 
 @dataclass(frozen=True)
@@ -461,6 +463,9 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: admin_listen in [Server] must have another port than listen")
     if not 0 <= config.Server.drain_timeout <= 86400:
         raise ConfigError(f"{file}: drain_timeout in [Server] must be 0 to 86400 seconds")
+    for name, size in ("max_bytes", config.Record.max_bytes), ("min_free", config.Record.min_free):
+        if size < 0:
+            raise ConfigError(f"{file}: {name} in [Record] must be 0 bytes or more")
     if config.Server.max_sessions < 1:
         raise ConfigError(f"{file}: max_sessions in [Server] must be 1 or more")
     for key, value in dataclasses.asdict(config.Limits).items():
@@ -543,6 +548,8 @@ POD_FULL = End("this pod has as many terminals open as it may; open it again fro
 TOO_MANY_LOGINS = End("too many terminals were opened from your address just now; try again later", BUSY)
 SERVER_FULL = End("the server has as many terminals open as it may; try again later", BUSY)
 RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERNAL)
+RECORDING_TOO_BIG = End("the recording of this session is as large as it may be, so the session has ended", INTERNAL)
+DISK_FULL = End("the disk is nearly full and this session fills it the fastest, so it has ended", INTERNAL)
 LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
 SERVER_BUSY = End("the server has as many answers under way as it may; try again later", BUSY)
 TOKEN_TOO_LONG = End("this token is longer than 16 KiB, which is more than this server takes", DENIED)
@@ -567,6 +574,8 @@ _END_LABELS = {
     SHUTTING_DOWN: "shutdown",
     SERVER_FULL: "full",
     RECORDING_FAILED: "recording",
+    RECORDING_TOO_BIG: "space",
+    DISK_FULL: "space",
     LEDGER_FAILED: "ledger",
     HOOK_FAILED: "hook",
     NO_DESCRIPTORS: "full",
@@ -1168,6 +1177,7 @@ class Session:
         self._skipped = (0, 0)  # positions between which nothing is shown
         self._bytes_out = 0
         self._is_held_up = False  # output waits for the page to draw
+        self._told_of_size = False  # that the recording will soon be as large as it may be
         # The browser's thread's.
         self._bytes_in = 0
         self._interrupted_until = 0.0  # monotonic: for so long after a key for that a flood is caught up with
@@ -1231,8 +1241,8 @@ class Session:
     def _start_recording(self, cols: int, rows: int) -> Output:
         self._server.folder.check()
         path = recording_path(self._config.record_path.absolute(), self.id)
-        recorder = Recorder(path, cols, rows, title=printable(f"{self.auth.user}@{self.auth.place}"))
-        return Output(recorder)
+        title = printable(f"{self.auth.user}@{self.auth.place}")
+        return Output(Recorder(path, cols, rows, title=title, folder=self._server.folder))
 
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
@@ -1397,7 +1407,19 @@ class Session:
         if printed:
             self._bytes_out += len(printed)
             output.add(printed)
+            self._limit_recording(output)
         return len(printed)
+
+    def _limit_recording(self, output: Output) -> None:
+        """Warn the user at 90 % of what may be recorded, and end the session at all of it. Any thread."""
+        limit, size = self._config.Record.max_bytes, output.recorder.bytes_written
+        if not limit or size < 0.9 * limit:
+            return
+        if size >= limit:
+            self.stop(RECORDING_TOO_BIG)
+        elif not self._told_of_size:
+            self._told_of_size = True
+            self.notify("the recording of this session is at 90 % of its largest size, at which the session ends")
 
     def _exit_end(self, status: ExitStatus) -> End:
         code = status.code
@@ -1560,6 +1582,7 @@ class Session:
             else:
                 if self._output is not None:
                     self._output.recorder.resize(*item)
+                    self._limit_recording(self._output)
                 pod.resize(*item)
         except PodLost:
             pass  # the output thread meets the same end, and may have an exit status for it
@@ -2635,6 +2658,12 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
+QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
+_LASTS_SECONDS = 300.0
+_SAY_SECONDS = 60.0
+
+
 class Clock:
     """What is done once a second, on the thread ``clock``: each of ``ticks``, which may be added at any time.
 
@@ -2662,6 +2691,69 @@ class Clock:
                     tick()
                 except Exception:
                     log.error("error\n%s", traceback.format_exc())
+
+
+@dataclass
+class _Pace:
+    """How fast a session is recorded."""
+
+    at: float  # monotonic: when it was last looked at
+    written: int  # bytes by then
+    rate: float = 0.0  # bytes a second, of the last seconds
+    slow_at: float = 0.0  # monotonic: when it was last no flood
+    told: bool = False
+
+
+class Space:
+    """Keeps the sessions that write most from filling the disk for all. The clock's thread."""
+
+    def __init__(self, folder: RecordFolder, sessions: SessionRegistry) -> None:
+        self._folder = folder
+        self._sessions = sessions
+        self._paces: dict[str, _Pace] = {}  # by session id
+        self._say_at = 0.0  # monotonic
+
+    def tick(self) -> None:
+        """Tell of floods; where space runs out, say so every minute, and end those that write fastest."""
+        now = time.monotonic()
+        self._paces = {session.id: self._paced(session, now) for session in self._sessions.all()}
+        try:
+            self._folder.keep_reserve()
+            free = self._folder.free()
+        except RecordError:  # the keeper says so
+            return
+        if free < self._folder.min_free and now >= self._say_at:
+            self._say_at = now + _SAY_SECONDS
+            log_event("warning", reason="space runs out: no session may begin", free=free, path=self._folder.path)
+        if free < self._folder.min_free / 2:
+            self._end_fastest(free)
+
+    def _paced(self, session: Session, now: float) -> _Pace:
+        written = session.traffic().recorded
+        pace = self._paces.get(session.id) or _Pace(now, written, slow_at=now)
+        seconds = now - pace.at
+        if seconds > 0:
+            rate = (written - pace.written) / seconds
+            pace.rate = (pace.rate + rate) / 2
+            if rate <= FLOOD_BYTES:
+                pace.slow_at, pace.told = now, False
+            elif now - pace.slow_at > FLOOD_SECONDS and not pace.told:
+                pace.told = True
+                rate = round(pace.rate)
+                log_event("flood", session=session.id, user=session.auth.user, pod=session.auth.place, rate=rate)
+        pace.at, pace.written = now, written
+        return pace
+
+    def _end_fastest(self, free: int) -> None:
+        """The fastest first, until the others need some minutes to fill what is left. Quiet ones go on in any case."""
+        total = sum(pace.rate for pace in self._paces.values())
+        for session_id, pace in sorted(self._paces.items(), key=lambda item: -item[1].rate):
+            if pace.rate < QUIET_BYTES or total * _LASTS_SECONDS < free:
+                break
+            session = self._sessions.find(session_id)
+            if session is not None:
+                session.stop(DISK_FULL)
+            total -= pace.rate
 
 
 class ListenError(Exception):
@@ -2760,7 +2852,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         """
         self.config = config
         self.hooks = hooks
-        self.folder = RecordFolder(config.record_path)
+        self.folder = RecordFolder(config.record_path, config.Record.min_free)
         self.metrics = Metrics()
         self._chores = Chores(config, self.folder, self.metrics)
         self.keeper = Keeper(hooks, self._chores)
@@ -2777,7 +2869,8 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self._stuck = ""
         self._end_at: float | None = None  # monotonic, of a drain
         self._warnings: list[float] = []  # seconds before the end at which open terminals are still to be told
-        self.clock.ticks += [self._report, self._count_down, self._tick_sessions]
+        space = Space(self.folder, self.sessions)
+        self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         self.admin: AdminListener | None = None
         super().__init__("listen", config.Server.listen, inherited.get("listen"))

@@ -45,7 +45,9 @@ _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
 _SCAN_BYTES = 1 << 16
 _LINE_LIMIT_BYTES = 1 << 23  # several times what the largest event can take
 _FOLDERS = 8  # between the root and a recording
-_ROOM_BYTES = 64 << 20  # free space below which no recording begins
+_MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
+_RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
+_SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
 _LOST = b', "m", "the server ended before the session did"]\n'
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
@@ -187,19 +189,37 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 class RecordFolder:
-    """The root of all recordings: made at the start only, and then the same folder for good. Any thread."""
+    """The root of all recordings: made at the start only, and then the same folder for good. Any thread.
 
-    def __init__(self, path: Path) -> None:
-        """Make the folder if it is missing. Raises RecordError."""
+    A reserve lies in it, a file of which nothing is ever read. It is removed when the disk is full: small lines and the
+    ledger then have room to go on, large ones are refused, so that no flood takes it. All servers on one folder share
+    the file: one that finds it gone does as if it had removed it.
+    """
+
+    def __init__(self, path: Path, min_free: int = 0) -> None:
+        """Make the folder if it is missing; ``min_free``: see check; 0 for the default. Raises RecordError."""
         self.path = path
+        self.is_full = False  # the reserve is given back
         try:
             path.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._identity = _identity(path.stat())
+            space = os.statvfs(path)
         except OSError as exc:
             raise RecordError(f"cannot make {path}: {exc.strerror}") from exc
+        size = space.f_blocks * space.f_frsize
+        self._reserve = path / ".reserve"
+        self._reserve_bytes = min(_RESERVE_BYTES, size // 50)
+        self.min_free = max(min_free or min(_MIN_FREE_BYTES, size // 20), 2 * self._reserve_bytes)  # bytes
 
     def check(self) -> None:
         """Raises RecordError when no recording may begin: the folder was removed or unmounted, or space runs out."""
+        if self.free() < self.min_free:
+            raise RecordError(f"the record folder {self.path} has less than {self.min_free / (1 << 20):.1f} MiB left")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise RecordError(f"the record folder {self.path} cannot be written")
+
+    def free(self) -> int:
+        """The bytes that are left. Raises RecordError when the folder is not the one of the start."""
         try:
             same = _identity(self.path.stat()) == self._identity
             space = os.statvfs(self.path)
@@ -209,10 +229,47 @@ class RecordFolder:
             raise RecordError(
                 f"the record folder {self.path} is not the one of the start: was it removed or unmounted?"
             )
-        if space.f_bavail * space.f_frsize < _ROOM_BYTES:
-            raise RecordError(f"the record folder {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise RecordError(f"the record folder {self.path} cannot be written")
+        return space.f_bavail * space.f_frsize
+
+    def keep_reserve(self) -> None:
+        """Give the reserve back if hardly anything is left; make it if it is gone and can be. Raises RecordError.
+
+        To be called every second. A file system that cannot allocate has no reserve.
+        """
+        free = self.free()
+        if self._has_reserve():
+            self.is_full = False
+            if free < self._reserve_bytes // 16:
+                self.give_back()
+        elif free < 2 * self._reserve_bytes:
+            self.is_full = True
+        else:
+            self.is_full = False
+            with contextlib.suppress(OSError):
+                self._make_reserve()
+
+    def give_back(self) -> None:
+        """The disk is full: remove the reserve."""
+        self.is_full = True
+        with contextlib.suppress(OSError):
+            self._reserve.unlink()
+
+    def _has_reserve(self) -> bool:
+        try:
+            return self._reserve.lstat().st_size >= self._reserve_bytes
+        except OSError:
+            return False
+
+    def _make_reserve(self) -> None:
+        # May be what another server does, too, or has left half done: the same bytes are not allocated twice.
+        fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, self._reserve_bytes)
+            else:
+                os.pwrite(fd, bytes(self._reserve_bytes), 0)
+        finally:
+            os.close(fd)
 
 
 class Recorder:
@@ -222,9 +279,15 @@ class Recorder:
     file cannot be written, or is no longer the one at its path; from then on nothing more is accepted.
     """
 
-    def __init__(self, path: Path, cols: int, rows: int, *, title: str = "") -> None:
-        """Make the file and those of its eight folders that are missing; the root must be there."""
+    def __init__(
+        self, path: Path, cols: int, rows: int, *, title: str = "", folder: RecordFolder | None = None
+    ) -> None:
+        """Make the file and those of its eight folders that are missing; the root must be there.
+
+        ``folder``: whose reserve is given back when the disk is full.
+        """
         self.path = path
+        self._folder = folder
         self.bytes_written = 0
         self._failed = False
         self._lock = threading.Lock()  # guards all but the path
@@ -311,16 +374,27 @@ class Recorder:
     def _write(self, line: bytes) -> None:
         if self._failed:
             raise RecordError(f"cannot write {self.path}: an earlier write failed")
-        rest = memoryview(line)
         with self._translated():
             try:
-                while rest:
-                    rest = rest[os.write(self._fd, rest) :]
-            except OSError:
-                os.ftruncate(self._fd, self.bytes_written)  # half a line would make the whole file unplayable
-                raise
+                self._append(line)
+            except OSError as exc:
+                if self._folder is None or exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self._folder.give_back()
+                self._append(line)  # there is room now for a small one
         self._digest.update(line)
         self.bytes_written += len(line)
+
+    def _append(self, line: bytes) -> None:
+        if self._folder is not None and self._folder.is_full and len(line) > _SMALL_LINE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            os.ftruncate(self._fd, self.bytes_written)  # half a line would make the whole file unplayable
+            raise
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -96,8 +96,8 @@ def refusal(text: str, trust: Trust = LOOPBACK, limit: float = 5) -> str:
 class Installation:
     """The files of a jumpserver before a stand-in cluster, and how to reach it on ``port`` (0: any) once it runs.
 
-    ``server_lines`` are added to ``[Server]``, ``more`` at the end; ``config`` takes the place of everything. A lost
-    browser ends its session at once, unless ``resume_grace`` says otherwise.
+    ``server_lines`` are added to ``[Server]``, ``record_lines`` to ``[Record]``, ``more`` at the end; ``config`` takes
+    the place of everything. A lost browser ends its session at once, unless ``resume_grace`` says otherwise.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Installation:
         resume_grace: int = 0,
         hooks_file: str = "",
         server_lines: str = "",
+        record_lines: str = "",
         more: str = "",
     ) -> None:
         self.folder = folder
@@ -123,7 +124,7 @@ class Installation:
         self.config_file.write_text(
             config
             or f'[Server]\nlisten = "127.0.0.1:{port}"\nresume_grace = {resume_grace}\n{server_lines}\n'
-            f'[Record]\npath = "records"\n'
+            f'[Record]\npath = "records"\n{record_lines}\n'
             f'[Token]\nsecret = "{self.secret}"\n[Clusters]\nstandin = "kubeconfig.yaml"\n'
             + ('[Hooks]\nfile = "own_hooks.py"\n' if hooks_file else "")
             + more

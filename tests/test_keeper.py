@@ -170,7 +170,6 @@ def test_a_full_disk_ends_sessions_and_their_rows_are_closed_once_there_is_room(
     tmp_path: Path, cluster: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hooks._ROOM_BYTES", 0)
-    monkeypatch.setattr("recorder._ROOM_BYTES", 0)
     with small_disk(tmp_path / "records", "4m"), running(tmp_path, cluster) as server:
         terminal = opened(server)
         quiet = opened(server)

@@ -499,10 +499,9 @@ def test_another_disk_in_the_place_of_the_record_folder_is_noticed(tmp_path: Pat
                 folder.check()
 
 
-def test_a_record_folder_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RecordFolder(tmp_path)
+def test_a_record_folder_without_room_is_noticed(tmp_path: Path) -> None:
     space = os.statvfs(tmp_path)
-    monkeypatch.setattr("recorder._ROOM_BYTES", (space.f_bavail + space.f_bfree + 1) * space.f_frsize * 2)
+    folder = RecordFolder(tmp_path, (space.f_bavail + space.f_bfree + 1) * space.f_frsize * 2)
     with pytest.raises(RecordError, match="MiB left"):
         folder.check()
 
