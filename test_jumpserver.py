@@ -631,6 +631,7 @@ def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: 
 
 def test_a_page_that_draws_nothing_gets_a_window_of_output_and_then_the_program_waits(server: RunningServer) -> None:
     with server.connect(command=["yes"]) as terminal:
+        terminal.wait_for("y\r\n")
         terminal.acknowledges = False
         record, before = server.cluster.execs[-1], -1
         while record.bytes_out != before:  # what is on its way fills the buffers between
