@@ -2669,7 +2669,7 @@ class HandOver:
         self._socket.close()
 
     def give(self, server: str, connection: socket.socket, host: str, head: bytes) -> bool:
-        """Whether that server has the connection now. Any thread; blocks HAND_OVER_SECONDS at most. Raises Refused."""
+        """Whether that server has the connection now. Any thread; blocks HAND_OVER_SECONDS at most. Raises BrowserGone."""
         try:
             path = self._ledger.socket_file(server)
             with _unix_address(path) as address, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -2680,7 +2680,7 @@ class HandOver:
             return False  # that server has ended
         except OSError as exc:
             log_event("error", error=f"a connection cannot be handed over: {exc or type(exc).__name__}")
-            raise Refused(SERVER_BUSY) from None
+            raise BrowserGone from None  # it tries again
         return True
 
     def _run(self) -> None:
@@ -2853,7 +2853,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         return f"{self.hooks.ledger.server}.{session_id}" if self._hand_over else session_id
 
     def hand_over(self, name: str, connection: socket.socket, host: str, head: bytes) -> bool:
-        """Give the connection to the server that has the session, if that is another that lives. Raises Refused.
+        """Give the connection to the server that has the session, if that is another that lives. Raises BrowserGone.
 
         If so, the connection is closed here, and must not be shut down.
         """
