@@ -88,7 +88,7 @@ def test_whichever_process_the_browser_comes_back_to_no_byte_is_lost(pair: tuple
                 terminal.step()
             terminal.drop()
             seen += terminal.output
-            terminal = pair[0].resume(terminal)
+            terminal = pair[0].resume(terminal, cols=100, rows=30)
         terminal.wait_for(b"end")
         assert (
             seen + terminal.output == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end"
@@ -109,7 +109,7 @@ def test_the_shell_of_a_killed_process_is_over_and_its_files_go(pair: tuple[Prog
         with contextlib.suppress(ConnectionError, websocket.WebSocketException):
             terminal.type("x")
         terminal.drop()
-        with pair[1].resume(terminal) as again:
+        with pair[1].resume(terminal, cols=100, rows=30) as again:
             while not again.events:
                 again.step()
             if again.events[0]["type"] == "session":
@@ -233,7 +233,7 @@ def test_a_ledger_with_a_long_path_hands_over_too(tmp_path: Path, cluster: Stand
         terminal = both[0].connect()
         terminal.wait_for_event("session")
         terminal.drop()
-        with both[1].resume(terminal) as again:
+        with both[1].resume(terminal, cols=100, rows=30) as again:
             again.wait_for_event("session")
             end = end_shell(again)
             assert end["exit_code"] == 0, end
