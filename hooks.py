@@ -489,7 +489,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._server = uuid.uuid4().hex
+        self.server = uuid.uuid4().hex  # names this server among those that share the file
         self._alive: int | None = None  # the descriptor of a file beside the ledger, locked while this server lives
         self._lock = threading.Lock()  # guards the connection
         self._connection: sqlite3.Connection | None = None
@@ -542,7 +542,7 @@ class Ledger:
 
     def _say_alive(self) -> None:
         self._fall_silent()
-        self._alive = os.open(self._life_file(self._server), os.O_CREAT | os.O_RDWR, 0o640)
+        self._alive = os.open(self._life_file(self.server), os.O_CREAT | os.O_RDWR, 0o640)
         fcntl.flock(self._alive, fcntl.LOCK_EX)
 
     def close(self) -> None:
@@ -555,12 +555,16 @@ class Ledger:
 
     def _fall_silent(self) -> None:
         if self._alive is not None:
-            self._life_file(self._server).unlink(missing_ok=True)
+            self._life_file(self.server).unlink(missing_ok=True)
             os.close(self._alive)
             self._alive = None
 
     def _life_file(self, server: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{server}.alive")
+
+    def socket_file(self, server: str) -> Path:
+        """Where that server may listen to the others. Removed with what says that it lives, if it dies."""
+        return self._life_file(server).with_suffix(".sock")
 
     def _living(self) -> Iterator[str]:
         """The servers that live, this one included; the files of the others are removed."""
@@ -568,6 +572,7 @@ class Ledger:
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.with_suffix(".sock").unlink(missing_ok=True)
                     path.unlink()
                 except BlockingIOError:
                     yield path.name.rsplit(".", 2)[1]
@@ -590,7 +595,7 @@ class Ledger:
         row.update(
             {name: getattr(info, name) for name in ("session_id", "filename", "remote_addr", "login_at", "cluster")}
         )
-        row["server"] = self._server
+        row["server"] = self.server
         row["info"] = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
         with self._transaction() as db:
             self._need_room()
@@ -623,11 +628,11 @@ class Ledger:
         """Take over what servers that have died left unfinished: from now on it is this server's."""
         try:
             with self._alone():
-                if not self._life_file(self._server).exists():  # somebody has removed it
+                if not self._life_file(self.server).exists():  # somebody has removed it
                     self._say_alive()
                 with self._reading() as db:
                     servers = {row[0] for row in db.execute(_UNFINISHED_SERVERS)}
-                dead = servers.difference(self._living(), [self._server])
+                dead = servers.difference(self._living(), [self.server])
                 return self._adopt_of(dead) if dead else []
         except OSError as exc:
             raise LedgerError(f"db in [Audit]: {self.path}: {exc}") from exc
@@ -638,7 +643,7 @@ class Ledger:
         with self._transaction() as db:
             for server in servers:
                 rows += db.execute(f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?", (server,))  # noqa: S608
-                db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self._server, server))  # noqa: S608
+                db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self.server, server))  # noqa: S608
             return [_unfinished(row) for row in rows]
 
     def use_token(self, jti: str, expires_at: float) -> None:

@@ -66,6 +66,7 @@ from hooks import (
     Hooks,
     HooksSettings,
     Keeper,
+    Ledger,
     LedgerError,
     SessionInfo,
     TokenAuthData,
@@ -1346,7 +1347,11 @@ class Session:
 
     def _greet(self, browser: BrowserSocket, output: Output) -> None:
         auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
-        secret = {"url": f"ssh?resume={self.id}", "secret": self._new_secret(), "grace": grace} if grace else None
+        secret = (
+            {"url": f"ssh?resume={self._server.resume_name(self.id)}", "secret": self._new_secret(), "grace": grace}
+            if grace
+            else None
+        )
         browser.send_json(
             type="session",
             id=self.id,
@@ -2236,12 +2241,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"  # for the answer to a bad head
         self.headers = http.client.HTTPMessage()
         try:
-            head = read_head(self.connection, HEAD_SECONDS, lambda: self.server.head_has_come(self.connection))
+            self.head = self.server.handed_head(self.connection) or read_head(
+                self.connection, HEAD_SECONDS, lambda: self.server.head_has_come(self.connection)
+            )
         except HeadRefused as exc:
             self._turn_away(exc.status, str(exc))
             return
-        self.rfile = io.BytesIO(head)
-        if head:
+        self.rfile = io.BytesIO(self.head)
+        if self.head:
             self.handle_one_request()
 
     def do_GET(self) -> None:
@@ -2453,9 +2460,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Exception as exc:
             raise Refused(hook_failure(exc, "validate_ssh_token", session_id, token)) from None
 
-    def _resume(self, session_id: str) -> None:
+    def _resume(self, name: str) -> None:
         """Attach the browser to the session that it lost. What allows it comes in its first message."""
+        session_id = name.rpartition(".")[2]
         session = self.server.sessions.find(session_id)
+        if session is None and self.server.hand_over(name, self.connection, self.client_address[0], self.head):
+            return
         if session is None:
             raise Refused(SESSION_OVER)
         with self._place() as free:
@@ -2838,6 +2848,126 @@ class AdminListener(_Acceptor):
         self.server_close()
 
 
+HAND_OVER_SECONDS = 2.0  # for giving a connection to another server
+_SERVER_ID = re.compile(r"[0-9a-f]{32}")
+_UNIX_ADDRESS_BYTES = 107  # unix(7)
+_HANDED_BYTES = HEAD_LIMIT_BYTES + 100
+_CREDENTIALS = struct.Struct("iII")  # process, user, group
+
+
+class HandOver:
+    """Gives connections to the other servers of this ledger, and takes those that they give. Linux.
+
+    One datagram each, on a Unix socket beside the ledger that is this user's alone: the connection's descriptor, and
+    as text the peer's address, a line feed and the request's head. The thread ``hand-over`` takes them.
+    """
+
+    def __init__(self, ledger: Ledger, take: Callable[[socket.socket, str, bytes], None]) -> None:
+        self._ledger = ledger
+        self._take = take
+        self._path = ledger.socket_file(ledger.server)
+        self._stopped = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._thread = threading.Thread(target=self._run, name="hand-over", daemon=True)
+
+    def start(self) -> None:
+        """Raises ListenError."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            with _unix_address(self._path) as address:
+                self._socket.bind(address)
+            self._path.chmod(0o600)
+        except OSError as exc:
+            raise ListenError(f"reuse_port in [Server]: cannot listen at {self._path}: {exc}") from exc
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread: the socket's shutdown wakes it."""
+        self._stopped = True
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        if self._thread.is_alive():
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+        self._socket.close()
+
+    def give(self, server: str, connection: socket.socket, host: str, head: bytes) -> bool:
+        """Whether that server has the connection now. Any thread; blocks HAND_OVER_SECONDS at most. Raises BrowserGone."""
+        try:
+            path = self._ledger.socket_file(server)
+            with _unix_address(path) as address, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(HAND_OVER_SECONDS)
+                sock.connect(address)
+                socket.send_fds(sock, [f"{host}\n".encode() + head], [connection.fileno()])
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False  # that server has ended
+        except OSError as exc:
+            log_event("error", error=f"a connection cannot be handed over: {exc or type(exc).__name__}")
+            raise BrowserGone from None  # it tries again
+        return True
+
+    def _run(self) -> None:
+        room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4)
+        while not self._stopped:
+            try:
+                data, ancillary, flags, _ = self._socket.recvmsg(_HANDED_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            except OSError as exc:
+                log_event("error", error=f"a connection cannot be taken: {exc}")
+                time.sleep(0.1)  # such as no descriptor: do not spin on it
+                continue
+            connections = _passed_sockets(ancillary)
+            if not self._stopped and not self._accept(data, flags, _sender(ancillary), connections):
+                log_event("warning", reason="what came in place of a connection from another server was not one")
+                for connection in connections:
+                    connection.close()
+
+    def _accept(self, data: bytes, flags: int, user: int | None, connections: list[socket.socket]) -> bool:
+        """Take the connection if it is one, and from this user."""
+        host, _, head = data.partition(b"\n")
+        try:
+            _check_head(head)
+            address = host.decode("ascii")
+        except (HeadRefused, ValueError):
+            return False
+        if user != os.geteuid() or flags & socket.MSG_TRUNC or not _HEAD_END.search(head) or len(connections) != 1:
+            return False
+        if connections[0].family not in (socket.AF_INET, socket.AF_INET6) or not parse_address(address):
+            return False
+        connections[0].settimeout(None)
+        self._take(connections[0], address, head)
+        return True
+
+
+@contextlib.contextmanager
+def _unix_address(path: Path) -> Iterator[str]:
+    """The path of a Unix socket, by way of its folder's descriptor if it is too long to be an address."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        is_short = len(os.fsencode(path)) <= _UNIX_ADDRESS_BYTES
+        yield str(path) if is_short else f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _passed_sockets(ancillary: list[tuple[int, int, bytes]]) -> list[socket.socket]:
+    """The sockets whose descriptors came (unix(7), SCM_RIGHTS); other descriptors are closed."""
+    found = []
+    for _, kind, data in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            for (descriptor,) in struct.iter_unpack("i", data[: len(data) // 4 * 4]):
+                try:
+                    found.append(socket.socket(fileno=descriptor))
+                except OSError:
+                    os.close(descriptor)
+    return found
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    """The user who sent it, as the kernel says (unix(7), SCM_CREDENTIALS)."""
+    found = [_CREDENTIALS.unpack(data)[1] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS]
+    return found[0] if found else None
+
+
 class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     """The listening server. ``stop`` ends everything that it has started."""
 
@@ -2862,8 +2992,9 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.assets = load_assets(config.Server.platform_url)
         self.security_headers = security_headers(config)
         self.places = Places(_PAGES, _PAGES_EACH)
-        self._changed = threading.Condition()  # guards both below
+        self._changed = threading.Condition()  # guards the three below
         self._connections: set[socket.socket] = set()
+        self._handed: dict[socket.socket, bytes] = {}  # the request's head, of connections that another server accepted
         self._heads: dict[socket.socket, str] = {}  # whose request has not been read yet, oldest first: the crowd
         self._beat = time.monotonic()  # of the listener, each time that it goes round
         self._stuck = ""
@@ -2873,6 +3004,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         self.admin: AdminListener | None = None
+        self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))
         if config.Server.admin_listen:
             try:
@@ -2922,8 +3054,42 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         with self._changed:
             return self._heads.pop(connection, None) is not None
 
+    def _take(self, connection: socket.socket, host: str, head: bytes) -> None:
+        """Answer on a connection that another server has accepted."""
+        with self._changed:
+            self._connections.add(connection)
+            self._handed[connection] = head
+        try:
+            super().process_request(connection, (host, 0))
+        except RuntimeError:
+            log_event("error", error="no thread can be started for a new connection")
+            self.shutdown_request(connection)
+
+    def handed_head(self, connection: socket.socket) -> bytes:
+        """The request's head, if another server has read it; else b""."""
+        with self._changed:
+            return self._handed.pop(connection, b"")
+
+    def resume_name(self, session_id: str) -> str:
+        """How a browser that comes back names the session, to whichever server it comes."""
+        return f"{self.hooks.ledger.server}.{session_id}" if self._hand_over else session_id
+
+    def hand_over(self, name: str, connection: socket.socket, host: str, head: bytes) -> bool:
+        """Give the connection to the server that has the session, if that is another that lives. Raises BrowserGone.
+
+        If so, the connection is closed here, and must not be shut down.
+        """
+        server = name.partition(".")[0]
+        if self._hand_over is None or not _SERVER_ID.fullmatch(server) or server == self.hooks.ledger.server:
+            return False
+        given = self._hand_over.give(server, connection, host, head)
+        if given:
+            connection.close()
+        return given
+
     def shutdown_request(self, request: Any) -> None:
         with self._changed:
+            self._handed.pop(request, None)
             self._heads.pop(request, None)
         super().shutdown_request(request)
         with self._changed:
@@ -2939,6 +3105,9 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
         self.hooks.open()
         self.keeper.start()
+        if self.config.Server.reuse_port and self.config.Server.resume_grace:
+            self._hand_over = HandOver(self.hooks.ledger, self._take)
+            self._hand_over.start()
         self.activate()  # not before: of several on a port, each gets its share from here on
         if self.admin is not None:
             self.admin.start()
@@ -3050,6 +3219,8 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
             self._thread.join()
         if self.admin is not None:
             self.admin.stop()
+        if self._hand_over is not None:
+            self._hand_over.stop()
         self.server_close()  # first: new connections must be refused, or go to another server on the port
         self.sessions.close(SHUTTING_DOWN)
         if not self.sessions.wait_empty(seconds / 2):

@@ -218,7 +218,7 @@ def test_the_sign_of_life_of_a_killed_server_goes_and_those_of_others_stay(tmp_p
         each.open()
     assert [each.adopt() for each in ledgers] == [[], []]
     left = {path.name for path in tmp_path.glob("*.alive")}
-    assert left == {"a.db.other.alive", *(f"{name}.{each._server}.alive" for each in ledgers)}
+    assert left == {"a.db.other.alive", *(f"{name}.{each.server}.alive" for each in ledgers)}
     for each in ledgers:
         each.close()
 
