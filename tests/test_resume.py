@@ -46,7 +46,8 @@ def dropped(server: RunningServer, terminal: Terminal) -> Terminal:
 
 def test_random_cuts_lose_no_byte_and_repeat_none(server: RunningServer) -> None:
     rng = random.Random(9)
-    terminal = server.connect(command=["sh", "-c", "stty raw -echo; echo ready; read go; seq 400000; printf '\\377\\376end'; cat"])
+    script = "stty raw -echo; echo ready; read go; seq 400000; printf '\\377\\376end'; cat"
+    terminal = server.connect(command=["sh", "-c", script])
     terminal.wait_for("ready\n")
     terminal.type("go\n")
     seen = b""
