@@ -2669,7 +2669,7 @@ class HandOver:
         self._socket.close()
 
     def give(self, server: str, connection: socket.socket, host: str, head: bytes) -> bool:
-        """Whether that server has the connection now. Any thread; blocks HAND_OVER_SECONDS at most. Raises BrowserGone."""
+        """Whether that server has the connection now. Blocks HAND_OVER_SECONDS at most. Raises BrowserGone."""
         try:
             path = self._ledger.socket_file(server)
             with _unix_address(path) as address, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
