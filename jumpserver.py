@@ -3,8 +3,19 @@
 
 Owns everything that a browser sees. Asks hooks who may, k8s_exec for the pod, recorder to write down what was seen.
 
-Threads of a session: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` (that of the browser's
-connection: browser to pod).
+The life of a session, whose moves stand together in ``Session`` (start, attach, left, stop):
+
+              start            attach: the browser is back, or another page takes over
+    opening ─────────► attached ◄────────────────────────────────────┐
+       │                   │ └──────────────────────────────────► detached
+       │ stop              │ stop     left: its connection is lost   │ stop; the grace is over
+       └───────────────────┴──────────────► ended ◄──────────────────┘
+
+Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` (that of the browser's connection:
+browser to pod).
+
+Where is what: addresses; configuration; how a session ends; ``BrowserSocket``; ``Window``, ``Output`` and ``Session``;
+the keeper's ``Chores``; ``SessionRegistry``; pages; HTTP (``Handler``); numbers; the servers; the program.
 """
 
 from __future__ import annotations
@@ -1139,15 +1150,9 @@ class Output:
 class Session:
     """One terminal: owns the pod's side and the recording; a browser is attached to it, and may be replaced.
 
-              start            attach: the browser is back, or another page takes over
-    opening ─────────► attached ◄────────────────────────────────────┐
-       │                   │ └──────────────────────────────────► detached
-       │ stop              │ stop     left: its connection is lost   │ stop; the grace is over
-       └───────────────────┴──────────────► ended ◄──────────────────┘
-
-    Two threads: the output's (``<id>-output``: opens the pod; pod to recording to browser; ends it all) and the one of
-    the browser's connection (browser to pod). Of what may be empty, ``_output`` is there from the recording's start
-    on, ``_info``, which is all that is known at the login, from the login on, and ``_shell`` once the pod is open.
+    The output thread opens the pod, shows what it prints, and ends it all. Of what may be empty, ``_output`` is there
+    from the recording's start on, ``_info``, which is all that is known at the login, from the login on, and ``_shell``
+    once the pod is open.
     """
 
     def __init__(self, server: JumpServer, session_id: str, auth: TokenAuthData, remote_addr: str) -> None:
@@ -3105,7 +3110,8 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
         self.hooks.open()
         self.keeper.start()
-        if self.config.Server.reuse_port and self.config.Server.resume_grace:
+        server = self.config.Server
+        if server.reuse_port and server.resume_grace and hasattr(socket, "SO_PASSCRED"):
             self._hand_over = HandOver(self.hooks.ledger, self._take)
             self._hand_over.start()
         self.activate()  # not before: of several on a port, each gets its share from here on

@@ -89,6 +89,7 @@ def test_whichever_process_the_browser_comes_back_to_no_byte_is_lost(pair: tuple
             terminal.drop()
             seen += terminal.output
             terminal = pair[0].resume(terminal, cols=100, rows=30)
+            terminal.wait_for_event("session")
         terminal.wait_for(b"end")
         assert (
             seen + terminal.output == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end"
