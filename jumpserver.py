@@ -14,8 +14,8 @@ The life of a session, whose moves stand together in ``Session`` (start, attach,
 Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` (that of the browser's connection:
 browser to pod).
 
-Where is what: addresses; configuration; how a session ends; ``BrowserSocket``; ``Window``, ``Output`` and ``Session``;
-the keeper's ``Chores``; ``SessionRegistry``; pages; HTTP (``Handler``); numbers; the servers; the program.
+Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; systemd.
 """
 
 from __future__ import annotations
