@@ -977,13 +977,15 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
             self.abort()
 
     def finish(self, code: int, reason: str) -> None:
-        """Send a close frame and wait a little for the answer, so that what was sent before arrives."""
+        """Send a close frame and wait for the answer, so that all arrives: 2 s after each progress."""
         with contextlib.suppress(BrowserGone):
             self._send_close(code, reason)
             if self.session is None:  # then this is the connection's thread
                 self._receive(CLOSE_TIMEOUT_SECONDS, lambda: False)
             else:
-                self.over.wait(CLOSE_TIMEOUT_SECONDS)
+                drawn = -1
+                while not self.over.wait(CLOSE_TIMEOUT_SECONDS) and drawn < self.window.drawn:
+                    drawn = self.window.drawn
         self.abort()
         if self.session is not None:
             self.over.wait()

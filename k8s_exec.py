@@ -1294,6 +1294,7 @@ class TlsStream:
         self._lock = threading.Lock()  # guards the calls into OpenSSL, and what is not sent
         self._room = threading.Condition(self._lock)
         self._unsent = bytearray()
+        self._wakes = 0  # of those who wait for room
         self._send_event = 0  # the poll event to wait for before the next send
         self._handshake_deadline = deadline
         self._request_deadline = deadline  # None once an answer has begun
@@ -1404,13 +1405,14 @@ class TlsStream:
     def wait_for_room(self, limit: int, timeout: float) -> bool:
         """Block while more than ``limit`` bytes are unsent, for ``timeout`` seconds at most, or until woken."""
         with self._room:
-            if len(self._unsent) > limit:
-                self._room.wait(timeout)
+            before = self._wakes
+            self._room.wait_for(lambda: len(self._unsent) <= limit or self._wakes != before, timeout)
             return len(self._unsent) <= limit
 
     def wake_writers(self) -> None:
         """Make wait_for_room return, any thread."""
         with self._room:
+            self._wakes += 1
             self._room.notify_all()
 
     def _wait(self, event: int, deadline: float | None, waker: socket.socket | None = None) -> bool:

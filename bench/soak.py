@@ -493,6 +493,9 @@ def recorded_output(path: Path) -> bytes:
     return b"".join(pieces)
 
 
+GOODBYE_SECONDS = 5.0  # for so long an ended session may still say goodbye to a connection that is gone
+
+
 @dataclass(frozen=True)
 class Check:
     """Something that must hold; ``trouble`` says where it does not."""
@@ -516,7 +519,7 @@ def check_ledger(world: World, news: News, rows: list[dict[str, Any]]) -> list[C
         f"{row['session_id']}: {logouts[row['session_id']]} times" for row in rows if logouts[row["session_id"]] != 1
     ]
     ended = {row["user"]: row["logout_at"] or 0.0 for row in rows}
-    early = [f"{user}'s ended later" for user, at in news.over if ended.get(user, 0.0) > at + 1]
+    early = [f"{user}'s ended later" for user, at in news.over if ended.get(user, 0.0) > at + GOODBYE_SECONDS]
     return [
         Check("every session that was seen is in the ledger, once", len(news.shown), tuple(missing)),
         Check("every session in the ledger is closed, and nothing is left to do", len(rows), tuple(open_rows)),
@@ -572,7 +575,7 @@ def check_leftovers(world: World, before: list[tuple[int, int]]) -> list[Check]:
         if server.popen.wait(30) != 0:
             statuses.append(f"server {number} ended with {server.popen.returncode}")
     left = [path for path in (*world.temporary.rglob("*"), *world.lab.records.rglob("*")) if path.is_file()]
-    strange = [str(path) for path in left if path.suffix != ".cast" and path.name != "sessions.db"]
+    strange = [str(path) for path in left if path.suffix != ".cast" and path.name not in ("sessions.db", ".reserve")]
     return [
         Check("no shell is left", 1, () if shells else (f"{world.standin.do('look')['shells']} shells",)),
         Check("no thread and no descriptor is left", len(before), tuple(trouble)),

@@ -3,6 +3,7 @@
 
 const SUBPROTOCOL = "jumpserver.v1";
 export const CLOSE_USER = 1000; // ends the shell
+const CLOSE_LOST = 1006; // how browsers tell that there was no close frame (RFC 6455, section 7.4.1)
 const CLOSE_DROPPED = 4001; // this connection is given up; the shell waits
 const FINAL_CODE = 4400; // from here on the server says that trying again is of no use
 const HANDSHAKE_MS = 30_000; // browsers wait for minutes; a platform that is asked has 10 s
@@ -114,7 +115,7 @@ export class Connection {
     setTimeout(() => {
       if (socket !== this.socket || this.opened || (this.upgraded && !first)) return;
       this.drop();
-      this.closed({ code: CLOSE_DROPPED, reason: "" });
+      this.closed({ code: CLOSE_LOST, reason: "" });
     }, limit);
   }
 
@@ -220,7 +221,7 @@ export class Connection {
   giveUp() {
     if (!this.opened || this.lostUntil || this.taken || this.last) return;
     this.drop();
-    this.closed({ code: CLOSE_DROPPED, reason: "" });
+    this.closed({ code: CLOSE_LOST, reason: "" });
   }
 
   closed(event) {
@@ -251,7 +252,7 @@ export class Connection {
   countDown() {
     const left = Math.ceil((this.lostUntil - performance.now()) / 1000);
     if (left > 0) this.page.lost(left);
-    else this.over({ code: 1006, reason: "" });
+    else this.over({ code: CLOSE_LOST, reason: "" });
   }
 
   over(event) {

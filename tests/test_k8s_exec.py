@@ -968,7 +968,8 @@ def test_output_comes_while_input_waits(standin: StandIn, monkeypatch: pytest.Mo
     script = "stty raw -echo; printf R; until [ -e go ]; do sleep 0.01; done; printf there; exec sleep 1000"
     with opened(standin.kubeconfig(), ["sh", "-c", script]) as pod:
         read_until(pod, b"R")
-        fill(pod)
+        for _ in range(1000):
+            pod.write(b"x" * 40_000)  # more than all buffers between take
         (standin.home() / "go").touch()
         assert read_until(pod, b"there") == b"there"
         assert not pod.wait_for_room(0, 0)

@@ -572,7 +572,7 @@ def test_a_running_session_can_be_played_as_far_as_it_is(server: RunningServer) 
 
 def test_what_comes_while_a_session_prints_is_always_whole_lines(server: RunningServer) -> None:
     with server.connect() as terminal:
-        terminal.type("seq 200000\r")
+        terminal.type("seq 1500000\r")
         terminal.wait_for("\n1000\r")
         name = server.recordings()[-1]
         sizes = []
