@@ -1301,11 +1301,17 @@ class Session:
                 continue
             waits = self._waits_until - time.monotonic()
             if waits <= 0:
-                self.stop(BROWSER_LEFT)
+                self._end_waiting()
             if not self._read(pod, output, min(waits, KEEP_ALIVE_SECONDS), may_read=may_read) and pod.over:
                 break
         if pod.exit is not None:
             self.stop(self._exit_end(pod.exit))
+
+    def _end_waiting(self) -> None:
+        """The grace is over, unless a browser has come back at the last moment."""
+        with self._changed:
+            if time.monotonic() >= self._waits_until:
+                self.stop(BROWSER_LEFT)
 
     def _show(self, pod: PodExec, output: Output) -> bool:
         """Send the browser what it has not got, as far as its window allows. Returns whether more may be read."""
