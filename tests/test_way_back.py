@@ -14,6 +14,7 @@ import jumpserver
 from demo.cluster import StandIn
 from tests.conftest import WAIT_MS
 from tests.support import RunningServer, last_row, nothing_left, wait_until
+from tests.test_accessibility import findings
 from tests.test_pages import (
     SCREEN_TEXT,
     Relay,
@@ -97,6 +98,7 @@ def test_while_the_connection_is_lost_the_page_says_for_how_long_it_tries(
     assert 50 < int(page.locator("#status").get_attribute("data-left") or 0) <= 60
     page.keyboard.type("lost")
     assert "kept" in screen(page)
+    assert findings(page) == []
     page.context.set_offline(False)
     phase(page, "connected")
     run(page, "echo ba''ck")
@@ -145,6 +147,7 @@ def test_a_second_tab_takes_over_and_the_first_shows_the_way_back(server: Runnin
     wait_for_text(other, "first")
     phase(page, "taken")
     expect(page.locator("#notice-text")).to_have_text("This terminal goes on in another page or tab.")
+    assert findings(page) == []
     page.get_by_role("button", name="Continue here").click()
     phase(page, "connected")
     phase(other, "taken")
