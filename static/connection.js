@@ -63,11 +63,6 @@ export class Connection {
     return "resuming";
   }
 
-  // Takes the shell back from the page that has taken it over.
-  takeBack() {
-    this.comeBack();
-  }
-
   send(message) {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
@@ -234,6 +229,7 @@ export class Connection {
     this.over(event);
   }
 
+  // Also takes the shell back from a page that has taken it over.
   comeBack() {
     Object.assign(this, { lostUntil: performance.now() + this.resume.grace * 1000, tries: 0 });
     this.page.lost(this.resume.grace);

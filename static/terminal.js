@@ -100,7 +100,7 @@ function connect() {
 }
 
 function takeBack() {
-  connection.takeBack();
+  connection.comeBack();
   term.focus();
 }
 

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -399,6 +401,16 @@ def frame(data: bytes, opcode: int = websocket.ABNF.OPCODE_TEXT, *, first_byte: 
     """A client's frame; ``first_byte`` takes the place of FIN and opcode."""
     whole: bytes = websocket.ABNF.create_frame(data, opcode, 1).format()
     return whole if first_byte is None else bytes([first_byte]) + whole[1:]
+
+
+def answer_of(server: Installation, path: str) -> tuple[int, str]:
+    """Status and text of the answer to a plain request."""
+    try:
+        with urllib.request.urlopen(f"{server.url}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
 
 
 def newest(server: Installation) -> Path:

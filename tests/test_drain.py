@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import websocket
 
 from demo.cluster import StandIn
-from tests.support import Program, end_shell, wait_until
+from tests.support import Program, answer_of, end_shell, wait_until
 
 STUCK_LOGOUT = """
 import threading
@@ -20,15 +18,6 @@ class Own(Hooks):
     def on_logout(self, info):
         threading.Event().wait()
 """
-
-
-def get(server: Program, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"{server.url}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code, exc.read().decode()
 
 
 def wait_draining(server: Program) -> None:
@@ -43,10 +32,10 @@ def test_while_draining_all_is_answered_but_new_terminals_and_the_last_open_one_
         terminal.wait_for_event("session")
         server.process.send_signal(number)
         wait_draining(server)
-        assert get(server, "readyz") == (503, "the server is shutting down\n")
-        assert get(server, "healthz") == (200, "alive\n")
-        assert get(server, "metrics")[0] == 200
-        assert get(server, server.play_path(server.recordings()[0])[1:])[0] == 200
+        assert answer_of(server, "readyz") == (503, "the server is shutting down\n")
+        assert answer_of(server, "healthz") == (200, "alive\n")
+        assert answer_of(server, "metrics")[0] == 200
+        assert answer_of(server, server.play_path(server.recordings()[0])[1:])[0] == 200
         with server.connect() as refused:
             assert refused.wait_end()["reason"] == "the server is shutting down"
             assert refused.close_code == 4503

@@ -30,6 +30,7 @@ from tests.support import (
     Program,
     RunningServer,
     Terminal,
+    answer_of,
     fill_up,
     nothing_left,
     small_disk,
@@ -61,15 +62,6 @@ def opened(server: Installation, **claims: Any) -> Terminal:
     terminal = server.connect(**claims)
     terminal.wait_for_event("session")
     return terminal
-
-
-def answer_of(server: Installation, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"{server.url}{path}", timeout=10) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code, exc.read().decode()
 
 
 def digest_of(row: dict[str, Any]) -> str:

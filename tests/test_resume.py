@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import re
@@ -14,6 +13,7 @@ import pytest
 import websocket
 
 import jumpserver
+from bench.soak import recorded_output
 from demo.cluster import StandIn
 from tests.support import RunningServer, Terminal, drop, end_shell, last_row, newest, wait_until, wait_until_still
 
@@ -67,19 +67,8 @@ def test_random_cuts_lose_no_byte_and_repeat_none(server: RunningServer) -> None
     terminal.drop()
     wait_until(lambda: is_detached(server))
     assert seen == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 400_001)) + b"\xff\xfeend"
-    assert recorded_bytes(server) == seen
+    assert recorded_output(newest(server)) == seen
     wait_until(lambda: markers(newest(server)).count("resumed from 127.0.0.1") == 25)
-
-
-def recorded_bytes(server: RunningServer) -> bytes:
-    shown: list[bytes] = []
-    for line in newest(server).read_bytes().splitlines()[1:]:
-        _, code, data = json.loads(line)
-        if code == "o":
-            shown.append(data.encode())
-        elif code == "b":
-            shown[-1] = base64.b64decode(data)
-    return b"".join(shown)
 
 
 def test_a_flood_goes_on_for_16_mib_and_all_of_it_is_there_for_who_comes_back(server: RunningServer) -> None:
@@ -257,7 +246,7 @@ def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(server: Run
         assert skipped > jumpserver.WINDOW_MINIMUM_BYTES
         terminal.drop()
         wait_until(lambda: is_detached(server))
-        shown, everything = terminal.output, recorded_bytes(server)
+        shown, everything = terminal.output, recorded_output(newest(server))
         assert len(shown) + skipped == len(everything) == terminal.drawn
         start = session._skipped[0]
         assert shown == everything[:start] + everything[start + skipped :]
