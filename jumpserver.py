@@ -1012,6 +1012,7 @@ RESUME_SECONDS = 10.0  # for the first message of a browser that comes back
 RELOAD_SECONDS = 15.0  # after a close frame 1001: a page that is reloaded, or a tab that was closed
 WINDOW_SECONDS = 0.25  # of output on its way to a page
 WINDOW_MINIMUM_BYTES, WINDOW_MAXIMUM_BYTES = 1 << 17, 1 << 22
+KEPT_BYTES = 1 << 17  # of output in memory, to be shown again; memory for a whole window would never be in the cache
 AHEAD_BYTES = 1 << 24  # read of the pod for a browser that is away
 INTERRUPT_SECONDS = 2.0  # after an interrupt key, in which output that waits is caught up with
 CATCH_UP_PAUSE_SECONDS = 0.1  # of the pod, after an interrupted flood
@@ -1041,23 +1042,27 @@ class Window:
         self.sent = self.drawn = position
         self._acknowledged = acknowledged
         self.size = WINDOW_MINIMUM_BYTES
-        self._was_full = False  # since what follows, which is where the measuring began
-        self._since = (time.monotonic(), position)
-        self._acknowledged_at = 0.0
+        self._told = self._every
+        self._since = (time.monotonic(), position, False)  # where the measuring began, and whether it was full then
 
     def is_full(self) -> bool:
         """Whether nothing more may be sent now."""
-        full = self.sent - self.drawn >= self.size
-        self._was_full |= full
-        return full
+        return self.sent - self.drawn >= self.size
+
+    @property
+    def _every(self) -> int:
+        return self.size // 4
+
+    def news(self) -> int:
+        """After how many bytes the page is to acknowledge from now on; 0 when that is about what it knows."""
+        every = self._every
+        if self._told / 2 < every < self._told * 2:
+            return 0
+        self._told = every
+        return every
 
     def send(self, size: int) -> None:
         """So much more is on its way."""
-        if self.sent == self.drawn:
-            now = time.monotonic()
-            if not self._was_full or now - self._acknowledged_at > _RATE_SECONDS:  # the pod was silent meanwhile
-                self._since = (now, self.sent)
-                self._was_full = False
         self.sent += size
         if not self._acknowledged:
             self.drawn = self.sent
@@ -1070,22 +1075,21 @@ class Window:
         """All up to there is drawn."""
         if not self.drawn < position <= self.sent:
             return
+        is_full = self.is_full()
         self.drawn = position
-        (then, start), now = self._since, time.monotonic()
-        self._acknowledged_at = now
+        (then, start, was_full), now = self._since, time.monotonic()
         if now - then < _RATE_SECONDS:
             return
-        if self._was_full:  # else the pod was slower than the page
-            size = int((position - start) / (now - then) * WINDOW_SECONDS)
+        size = int((position - start) / (now - then) * WINDOW_SECONDS)
+        if size > self.size or (was_full and is_full):  # else the pod may have been slower than the page
             self.size = max(WINDOW_MINIMUM_BYTES, min(size, WINDOW_MAXIMUM_BYTES))
-        self._was_full = False
-        self._since = (now, position)
+        self._since = (now, position, is_full)
 
 
 class Output:
-    """What the user is shown, as one stream of bytes: recorded first, then kept until the page has drawn it.
+    """What the user is shown, as one stream of bytes: recorded first, then there until the page has drawn it.
 
-    The last of it is in memory, the rest in the recording. The output thread's.
+    The last of it is in memory, all of it in the recording. The output thread's.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -1094,7 +1098,8 @@ class Output:
         self.full_screen = False  # whether a program has the alternate screen on
         self.sha256 = ""  # of the recording, once it is closed
         self._newest = b""
-        self._kept = bytearray()
+        self._kept: collections.deque[bytes | bytearray] = collections.deque()  # pieces, the last up to the end
+        self._kept_bytes = 0
         self._marks = collections.deque([(0, recorder.bytes_written)], _MARKS)  # positions, and where the file has them
 
     def add(self, data: bytes, *, final: bool = False) -> None:
@@ -1105,9 +1110,19 @@ class Output:
             if self.end - self._marks[-1][0] >= _MARK_BYTES:
                 self._marks.append((self.end, offset))
             self._look_for_full_screen(self._newest)
-            self._kept += self._newest
-            del self._kept[:-WINDOW_MAXIMUM_BYTES]
+            self._keep(self._newest)
         self.end += len(self._newest)
+
+    def _keep(self, data: bytes) -> None:
+        if len(data) >= _PIECE_BYTES:
+            self._kept.append(data)
+        else:  # joined: there may be many small ones
+            if not self._kept or len(self._kept[-1]) >= _PIECE_BYTES:
+                self._kept.append(bytearray())
+            self._kept[-1] += data
+        self._kept_bytes += len(data)
+        while self._kept_bytes > KEPT_BYTES + len(self._kept[0]):
+            self._kept_bytes -= len(self._kept.popleft())
 
     def _look_for_full_screen(self, data: bytes) -> None:
         if b"?" in data and b"\x1b[?" in data:  # the first is many times as fast, and mostly enough
@@ -1123,26 +1138,31 @@ class Output:
         """A piece of what follows that position. Raises RecordError."""
         if position == self.end - len(self._newest):
             return self._newest
-        first = self.end - len(self._kept)
-        if position >= first:
-            return bytes(self._kept[position - first :][:_PIECE_BYTES])
+        start = self.end - self._kept_bytes
+        if position >= start:
+            for kept in self._kept:
+                if position < start + len(kept):
+                    return bytes(kept[position - start :])
+                start += len(kept)
+            return b""
         start, offset = next(mark for mark in reversed(self._marks) if mark[0] <= position)
+        pieces = []
         for piece in recorded_output(self.recorder.path, offset):
-            if position < start + len(piece):
-                return piece[position - start :]
+            pieces.append(piece[max(0, position - start) :])
             start += len(piece)
-        return b""
+            if start - position >= _PIECE_BYTES:
+                break
+        return b"".join(pieces)
 
     def tail(self) -> int:
         """The position at which the last few KiB begin, at the start of a line if they have one."""
-        last = self._kept[-TAIL_BYTES:]
+        last = b"".join(self._kept)[-TAIL_BYTES:]
         return self.end - len(last) + last.find(b"\n") + 1
 
     def forget(self, position: int) -> None:
         """All up to there is drawn: it needs not be in memory."""
-        drawn = position - (self.end - len(self._kept))
-        if drawn > 0:
-            del self._kept[:drawn]
+        while self._kept and position >= self.end - self._kept_bytes + len(self._kept[0]):
+            self._kept_bytes -= len(self._kept.popleft())
 
     def close(self) -> None:
         """Raises RecordError."""
@@ -1324,6 +1344,9 @@ class Session:
             while self._words:
                 self._tell(browser, output, self._words.popleft())
             output.forget(browser.window.drawn)
+            every = browser.window.news()
+            if every:
+                browser.send_json(type="ack", every=every)
             return self._send_output(browser, output, pod)
         except BrowserGone:
             if browser is not None:

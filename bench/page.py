@@ -14,7 +14,7 @@ import struct
 import time
 from typing import Any
 
-ACK_BYTES = 32 << 10  # drawn since the last acknowledgement
+ACK_BYTES = 32 << 10  # drawn since the last acknowledgement, until the server says otherwise
 ACK_SECONDS = 0.5  # after something was drawn
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 NORMAL, GOING_AWAY = 1000, 1001
@@ -60,6 +60,7 @@ class Page:
         self._sock: socket.socket | None = None
         self._buffer = b""
         self._acknowledged = 0
+        self._every = ACK_BYTES
         self._ack_at = 0.0  # monotonic; 0: nothing to say
 
     @property
@@ -167,12 +168,15 @@ class Page:
         if kind == "session":
             self.session = message
             self.position = self._acknowledged = message.get("position", self.position)
+            self._every = ACK_BYTES
             if "position" in message:
                 self._acknowledge()
         elif kind == "skipped":
             self.skipped_bytes += message["bytes"]
             self.position += message["bytes"]
             self._drew()
+        elif kind == "ack":
+            self._every = message["every"]
         elif kind == "taken":
             self.session["resume"]["secret"] = message["secret"]
         elif kind == "end":
@@ -181,7 +185,7 @@ class Page:
     def _drew(self) -> None:
         if "position" not in self.session:
             return  # the original's, or a server of before: it takes no acknowledgements
-        if self.position - self._acknowledged >= ACK_BYTES:
+        if self.position - self._acknowledged >= self._every:
             self._acknowledge()
         elif not self._ack_at:
             self._ack_at = time.monotonic() + ACK_SECONDS

@@ -13,7 +13,7 @@ const PING_MS = 5000; // without a message, after which the server is asked
 const AMBER_MS = 5000; // without an answer to that
 const RED_MS = 20_000; // without one, after which the connection is given up
 const PAUSES_MS = [0, 250, 500, 1000, 2000, 4000]; // before each try to come back
-const ACK_BYTES = 32 * 1024;
+const ACK_BYTES = 32 * 1024; // until the server says otherwise
 const ACK_MS = 500;
 const REPLAY_BYTES = 256 * 1024; // of what was drawn before a reload
 const KEY = "jumpserver.resume"; // in sessionStorage: of this tab
@@ -34,6 +34,7 @@ export class Connection {
     this.received = 0; // positions in the session's output
     this.drawn = 0;
     this.acknowledged = 0;
+    this.ackEvery = ACK_BYTES;
     this.replayUntil = 0; // before a reload all up to there was drawn
     setInterval(() => this.tick(), TICK_MS);
     addEventListener("online", () => this.hurry());
@@ -133,6 +134,7 @@ export class Connection {
     }
     if (message?.type === "session") this.begin(message);
     else if (message?.type === "end") this.last = message;
+    else if (message?.type === "ack") this.ackEvery = message.every;
     else if (message?.type === "notice") this.page.notice(message.text);
     else if (message?.type === "taken") this.lose(message.secret);
     else if (message?.type === "skipped") {
@@ -143,7 +145,7 @@ export class Connection {
 
   begin(session) {
     const lost = this.lostUntil > 0;
-    Object.assign(this, { opened: true, lostUntil: 0, tries: 0, resume: session.resume });
+    Object.assign(this, { opened: true, lostUntil: 0, tries: 0, resume: session.resume, ackEvery: ACK_BYTES });
     this.drawn += session.position - this.received; // where the server has less than was asked for
     this.received = session.position;
     this.page.session(session, lost);
@@ -165,7 +167,7 @@ export class Connection {
       this.drawn += size;
       if (replayed && !this.replays) this.page.replayed();
       clearTimeout(this.ackTimer);
-      if (this.drawn - this.acknowledged >= ACK_BYTES) this.acknowledge();
+      if (this.drawn - this.acknowledged >= this.ackEvery) this.acknowledge();
       else this.ackTimer = setTimeout(() => this.acknowledge(), ACK_MS);
     };
   }

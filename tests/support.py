@@ -276,6 +276,7 @@ class Terminal:
         self.sock = sock
         self.acknowledges = True
         self.drawn = self.acknowledged = 0  # positions
+        self.every = 32 << 10  # bytes to be drawn until the next acknowledgement
         self.output = b""  # all that was received as binary
         self.events: list[dict[str, Any]] = []  # all that was received as text
         self.close_code: int | None = None  # None while open; 1006 when the connection was lost
@@ -313,7 +314,7 @@ class Terminal:
         if opcode == websocket.ABNF.OPCODE_BINARY:
             self.output += data
             self.drawn += len(data)
-            if self.drawn - self.acknowledged >= 32 << 10:
+            if self.drawn - self.acknowledged >= self.every:
                 self.acknowledge()
         elif opcode == websocket.ABNF.OPCODE_TEXT:
             self._take(json.loads(data))
@@ -325,7 +326,10 @@ class Terminal:
         self.events.append(event)
         if event["type"] == "session":
             self.drawn = event["position"]
+            self.every = 32 << 10
             self.acknowledge()
+        elif event["type"] == "ack":
+            self.every = event["every"]
         elif event["type"] == "skipped":
             self.drawn += event["bytes"]
 
