@@ -744,7 +744,7 @@ def read_until(pod: PodExec, text: bytes) -> bytes:
     output = b""
     while text not in output:
         piece = pod.read()
-        assert piece, f"{'over' if pod.over else 'aborted for taking too long'}, {pod.exit}, after {output[-300:]!r}"
+        assert piece, f"ended with {pod.exit} after {output[-300:]!r}"
         output += piece
     return output
 
