@@ -1255,7 +1255,8 @@ class Session:
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
         file = str(output.recorder.path)
-        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster)
+        server = self._server.hooks.ledger.server
+        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster, server=server)
         self._login_time = time.monotonic()
         hook = "the ledger"
         try:
