@@ -465,7 +465,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, "user" TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at DOUBLE PRECISION NOT NULL,
     logout_at DOUBLE PRECISION, reason TEXT NOT NULL DEFAULT '', exit_code BIGINT, bytes_out BIGINT, bytes_in BIGINT,
-    sha256 TEXT, hung_up BIGINT);
+    sha256 TEXT);
 CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 CREATE TABLE IF NOT EXISTS entries (
@@ -481,6 +481,7 @@ CREATE TABLE IF NOT EXISTS commands (
 """
 # Later than the first version: what a table of sessions may lack.
 _NEWER_COLUMNS = {
+    "hung_up": "BIGINT",
     "server": "TEXT NOT NULL DEFAULT ''",
     "cluster": "TEXT NOT NULL DEFAULT ''",
     "size": "BIGINT",
@@ -491,7 +492,7 @@ _NEWER_COLUMNS = {
 }
 _INDEXES = f"""
 CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED};
-CREATE INDEX IF NOT EXISTS open_sessions ON sessions (login_at, session_id) WHERE logout_at IS NULL;
+CREATE INDEX IF NOT EXISTS sessions_open ON sessions (login_at, session_id) WHERE logout_at IS NULL;
 CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id, words);
 CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions ("user", login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
@@ -661,7 +662,11 @@ class Ledger:
             with self._alone():
                 self._connect()
                 self._say_alive()
+        except LedgerError:
+            self.close()
+            raise
         except (OSError, sqlite3.Error) as exc:
+            self.close()
             raise LedgerError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
 
     @contextlib.contextmanager
@@ -860,7 +865,7 @@ class Ledger:
         """Each row of a session with the entries of that session, as they were at one moment. Locks as ``entries``."""
         page = "SELECT * FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?"
         kinds = ", ".join(f"'{kind}'" for kind in (*_ROW_ENTRIES, "retired"))
-        entries = f"entries ON session = session_id AND kind IN ({kinds})"
+        entries = f"entries ON session = session_id AND number > 0 AND kind IN ({kinds})"
         query = f"SELECT * FROM ({page}) AS page LEFT JOIN {entries} ORDER BY session_id, number"  # noqa: S608
         found: list[dict[str, Any]] = [{"session_id": ""}]
         while found:

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS servers (server TEXT PRIMARY KEY, since TIMESTAMPTZ N
 # Without long texts, which do not fit into PostgreSQL's indexes.
 _INDEXES = """
 CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE logout_at IS NULL OR todo > 0;
-CREATE INDEX IF NOT EXISTS open_sessions ON sessions (login_at, session_id) WHERE logout_at IS NULL;
+CREATE INDEX IF NOT EXISTS sessions_open ON sessions (login_at, session_id) WHERE logout_at IS NULL;
 CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions USING hash ("user");
 CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
