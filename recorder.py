@@ -86,7 +86,7 @@ def find_recording(root: Path, name: str) -> Path:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # a NUL, a name too long, a symlink loop
             real_root = root.resolve()
             path = (real_root / f"{name}{form}").resolve()
-            inside = real_root in path.parents and path.name.endswith(f".cast{form}")
+            inside = real_root in path.parents and Path(path.name.removesuffix(form)).suffix == ".cast"
             if inside and stat.S_ISREG(path.stat().st_mode):
                 return path
     raise RecordError("no such recording")
