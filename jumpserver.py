@@ -61,6 +61,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -79,8 +80,11 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    Proof,
     SessionInfo,
+    SessionQuery,
     TokenAuthData,
+    cursor,
     load_hooks,
     log_event,
 )
@@ -105,6 +109,8 @@ from k8s_exec import (
     why_lost,
 )
 from recorder import (
+    PACKED_SUFFIX,
+    PackedFile,
     Recorder,
     RecordError,
     RecordFolder,
@@ -112,10 +118,14 @@ from recorder import (
     find_recording,
     is_incomplete,
     mark_incomplete,
+    open_recording,
+    pack,
     playable_size,
     recorded_output,
     recording_path,
+    recordings,
     repair,
+    session_of,
 )
 
 if sys.version_info >= (3, 11):
@@ -285,6 +295,7 @@ class RecordConfig:
     public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
     max_bytes: int = 2 << 30  # of one recording, at which its session ends; 0: any
     min_free: int = 0  # bytes left below which no session begins; 0: 1 GiB or 5 % of the disk, the smaller
+    compress: bool = False  # whether finished recordings are packed with gzip
 
 
 @dataclass(frozen=True)
@@ -1275,7 +1286,8 @@ class Session:
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
         file = str(output.recorder.path)
-        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster)
+        server = self._server.hooks.ledger.server
+        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster, server=server)
         self._login_time = time.monotonic()
         hook = "the ledger"
         try:
@@ -1917,7 +1929,8 @@ class Chores:
         lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
         try:
             path = find_recording(self.config.record_path, info.filename)
-            self._mend(info.session_id, path)
+            if path.suffix != PACKED_SUFFIX:
+                self._mend(info.session_id, path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
@@ -1932,6 +1945,24 @@ class Chores:
             mark_incomplete(path)
         except RecordError as exc:
             log_event("error", session=session_id, error=exc)
+
+    def packs(self) -> bool:
+        """Whether finished recordings are to be packed."""
+        return self.config.Record.compress
+
+    def pack(self, info: SessionInfo, stopped: Callable[[], bool]) -> bool:
+        """Pack a finished recording, unless it could take the space that open sessions need; whether it is done."""
+        try:
+            path = find_recording(self.config.record_path, info.filename)
+        except RecordError:
+            return True  # somebody has removed it
+        try:
+            if path.suffix == PACKED_SUFFIX:
+                return True
+            return self._folder.free() - path.stat().st_size > self._folder.min_free and pack(path, stopped)
+        except (RecordError, OSError) as exc:
+            log_event("error", session=info.session_id, error=exc)
+            return False
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """Hang up a session of a server that has died: how many processes, and whether to try again."""
@@ -2563,13 +2594,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         try:
             path = find_recording(self.server.config.record_path, filename)
-            file = path.open("rb")
+            file = open_recording(path)
         except (RecordError, OSError):
             self._answer(404, "not found")
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file, self._outcome(path.stem))
+            self._send_recording(file, self._outcome(session_of(path)))
 
     def _outcome(self, session_id: str) -> str:
         """What the ledger says of a recording's session; the recording itself is as good without a ledger."""
@@ -2603,7 +2634,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = playable_size(file)
         if outcome == "complete" and is_incomplete(file, size):
             outcome = "cut"
-        status = os.fstat(file.fileno())
+        raw = file.packed if isinstance(file, PackedFile) else file
+        status = os.fstat(raw.fileno())
         packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
             "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',
@@ -2631,6 +2663,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start, end = part
             content_range = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             self._send_part(206, {**headers, **content_range}, file, start, end)
+        elif packed and raw is not file:
+            self._send_part(200, {**headers, "Content-Encoding": "gzip"}, raw, 0, status.st_size)
         elif packed:
             self._send_gzipped(headers, file, size)
         else:
@@ -3287,30 +3321,272 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or Ctrl-C. Returns the exit status: 0, or 2 for what the operator must mend first."""
-    parser = argparse.ArgumentParser(prog="jumpserver", description="Opens recorded terminals in Kubernetes pods.")
-    parser.add_argument("-jumpserver", "--jumpserver", metavar="FILE", type=Path, default=Path("jumpserver.toml"))
-    parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
-    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
-    options = parser.parse_args(arguments)
-    sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    """Serve until SIGTERM or Ctrl-C, or run a command. Returns the exit status: 2 for what must be mended first."""
+    options = _parser().parse_args(arguments)
     try:
-        config = load_config(options.jumpserver)
-        hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
-        check_record_path(config, options.jumpserver)
-        if options.check:
-            check_ledger_path(config, options.jumpserver)
-            for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
-                print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
-            print(f"{options.jumpserver}: good")
-            return 0
-        return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
     except (HookError, RecordError, ListenError) as exc:
         print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads this has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line. ``run`` of what it parses takes the options and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="jumpserver",
+        usage="jumpserver [-jumpserver FILE] [--check | --version | COMMAND ...]",
+        description="Opens recorded terminals in Kubernetes pods. Without a command, it serves.",
+        epilog="jumpserver COMMAND --help says more of a command.",
+    )
+    _add_jumpserver(parser, Path("jumpserver.toml"))
+    parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
+    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
+    parser.set_defaults(run=run_server)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="jumpserver")
+
+    command = _add_command(commands, "commands", run_commands, "print what was run: time, user, pod, command")
+    _add_filters(command)
+    command.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="text that the command has in it")
+
+    command = _add_command(commands, "verify", run_verify, "hold ledger and recordings against the chain")
+    command.add_argument("--head", default="", help="a head of the chain from the log or a logout: it must be in there")
+    _add_since(command, "no recordings of sessions that ended before")
+
+    command = _add_command(commands, "retire", run_retire, "remove old recordings, and say so in the ledger")
+    command.add_argument(
+        "--older-than", metavar="AGE", type=parse_age, required=True, help="of sessions that ended so long ago: 180d"
+    )
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """A command that is told of the configuration as the server is."""
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    _add_jumpserver(command, argparse.SUPPRESS)  # not to undo what stands before the command
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_jumpserver(parser: argparse.ArgumentParser, default: object) -> None:
+    meaning = "the configuration; jumpserver.toml by default"
+    parser.add_argument("-jumpserver", "--jumpserver", metavar="FILE", type=Path, default=default, help=meaning)
+
+
+def _add_filters(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--user", metavar="USER", default="", help="of this user's sessions only")
+    _add_since(command, "since then only")
+
+
+def _add_since(command: argparse.ArgumentParser, meaning: str) -> None:
+    forms = "such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
+    command.add_argument("--since", metavar="DATE", type=parse_moment, help=f"{meaning}; {forms}")
+
+
+_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
+_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_age(text: str) -> float:
+    """A duration in seconds, such as ``180d``: of minutes, hours, days or weeks. Raises ArgumentTypeError."""
+    match = _AGE.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of m, h, d or w, such as 180d")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def parse_moment(text: str) -> float:
+    """Unix seconds of a date and time in ISO 8601, local where it names no zone, or of so long ago as an age says."""
+    try:
+        return time.time() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date such as 2026-11-25 nor an age such as 7d"
+        ) from None
+
+
+def visible(text: str) -> str:
+    """Foreign text made safe for a terminal: what cannot be printed, line ends included, is escaped as Python does."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextlib.contextmanager
+def opened_ledger(config: Config) -> Iterator[Ledger]:
+    """The ledger, for a command that runs beside the servers on it. Raises HookError."""
+    ledger = _hooks_class(config).make_ledger(config.hooks_settings())
+    ledger.open()
+    with contextlib.closing(ledger):
+        yield ledger
+
+
+def _hooks_class(config: Config) -> type[Hooks]:
+    return load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
+
+
+def run_commands(options: argparse.Namespace) -> int:
+    """``commands``"""
+    with opened_ledger(load_config(options.jumpserver)):
+        return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """``verify``: a line for each thing that does not fit, then one that counts. Exit status 1 if there is one."""
+    config = load_config(options.jumpserver)
+    with opened_ledger(config) as ledger, contextlib.closing(Progress()) as progress:
+        proof = Proof(
+            ledger,
+            functools.partial(_recorded, config.record_path),
+            head=options.head,
+            since=options.since or 0.0,
+            step=progress.step,
+        )
+        count = 0
+        for finding in itertools.chain(proof.findings(), _unknown_recordings(ledger, config.record_path)):
+            count += 1
+            progress.print(visible(finding))
+        progress.print(
+            f"{proof.entries} entries, {proof.sessions} sessions, {proof.recordings} recordings read,"
+            f" {proof.retired} retired: {f'{count} faults' if count else 'good'}"
+        )
+    return 1 if count else 0
+
+
+def _recorded(root: Path, info: SessionInfo) -> tuple[int, str] | None:
+    """Size and digest of a session's recording; of an open one only that it is there. None: it is not.
+
+    Raises RecordError when it cannot be read.
+    """
+    try:
+        path = find_recording(root, info.filename)
+    except RecordError:
+        return None
+    if info.logout_at is None:
+        return 0, ""
+    try:
+        found = examine(path)
+    except RecordError:
+        found = examine(find_recording(root, info.filename))  # it may have been packed meanwhile
+    return found.size, found.sha256
+
+
+_LOGIN_SECONDS = 60.0  # at most between a recording's beginning and its row
+
+
+def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
+    """The recordings of which no session says that they are its own."""
+    for path in recordings(root):
+        info = ledger.session(session_of(path))
+        with contextlib.suppress(OSError):  # it is being packed, or retired
+            is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
+            if not is_new and (info is None or _own_recording(root, info) != path.resolve()):
+                yield f"{path} is the recording of no session in the ledger"
+
+
+def _own_recording(root: Path, info: SessionInfo) -> Path | None:
+    """The recording of a session, if it is there and no other session's."""
+    with contextlib.suppress(RecordError):
+        path = find_recording(root, info.filename)
+        return path if session_of(path) == info.session_id else None
+    return None
+
+
+_RETIRE_SESSIONS = 500  # found at a time
+
+
+def run_retire(options: argparse.Namespace) -> int:
+    """``retire``: the ledger says it first, so that a crash in between leaves a file rather than a riddle."""
+    config = load_config(options.jumpserver)
+    before = time.time() - options.older_than
+    count = size = 0
+    with opened_ledger(config) as ledger, contextlib.closing(Progress()) as progress:
+        for info in _ended_sessions(ledger, before):
+            progress.step("recordings retired", count, 0)
+            if (info.logout_at or before) < before and (path := _own_recording(config.record_path, info)):
+                size += _retire(ledger, info, path)
+                count += 1
+    print(f"{count} recordings retired, {size / (1 << 20):.1f} MiB")
+    return 0
+
+
+def _ended_sessions(ledger: Ledger, before: float) -> Iterator[SessionInfo]:
+    """The sessions that have ended, of those that began before that time."""
+    query = SessionQuery(state="ended", until=before, limit=_RETIRE_SESSIONS)
+    while found := ledger.find(query):
+        yield from found
+        query = dataclasses.replace(query, before=cursor(found[-1]))
+
+
+def _retire(ledger: Ledger, info: SessionInfo, path: Path) -> int:
+    """Remove a recording; returns its size on the disk in bytes."""
+    try:
+        size = path.stat().st_size
+        ledger.append("retired", info.session_id, filename=info.filename, size=info.size, sha256=info.sha256)
+        path.unlink()
+    except OSError as exc:
+        raise RecordError(f"cannot remove {path}: {exc.strerror}") from exc
+    return size
+
+
+class Progress:
+    """A bar on stderr, if that is a terminal. One thread."""
+
+    _EVERY_SECONDS = 0.1
+    _WIDTH = 30
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._due = time.monotonic() + self._EVERY_SECONDS
+
+    def step(self, what: str, done: int, of: int) -> None:
+        """Say how far it has come; ``of``: 0 where the end is not known."""
+        if not self._is_shown or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._EVERY_SECONDS
+        filled = min(self._WIDTH, self._WIDTH * done // of) if of else 0
+        bar = f"[{'#' * filled:{self._WIDTH}}] " if of else ""
+        self._draw(f"{bar}{done:,} {what}")
+
+    def print(self, line: str) -> None:
+        """A line on stdout, above the bar."""
+        self.close()
+        print(line, flush=self._is_shown)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._is_shown:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def run_server(options: argparse.Namespace) -> int:
+    """Without a command: serve, or only check the configuration."""
+    sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    config = load_config(options.jumpserver)
+    hooks_class = _hooks_class(config)
+    check_record_path(config, options.jumpserver)
+    if options.check:
+        check_ledger_path(config, options.jumpserver)
+        for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
+            print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
+        print(f"{options.jumpserver}: good")
+        return 0
+    return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
 
 
 def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[str, Asset]) -> list[str]:
