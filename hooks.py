@@ -24,8 +24,10 @@ import hmac
 import http.client
 import importlib.util
 import inspect
+import itertools
 import json
 import logging
+import operator
 import os
 import re
 import socket
@@ -53,6 +55,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerError",
+    "Proof",
     "SessionInfo",
     "SessionQuery",
     "TokenAuthData",
@@ -517,6 +520,7 @@ CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id, w
 CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions ("user", login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_pod ON sessions (pod_name, login_at, session_id);
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
 CREATE INDEX IF NOT EXISTS commands_in_time ON commands (time, number, text);
 CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text);
 """
@@ -528,6 +532,15 @@ _AT_LOGOUT = (
     *("container_name", "logout_at", "reason", "exit_code", "bytes_out", "bytes_in"),
     *("size", "sha256", "hung_up"),
 )
+_NOT_ENDED = {**dict.fromkeys(_AT_LOGOUT), "reason": "", "chain": ""}
+# What the kinds of entries say of a session's row, the later ones in place of the earlier ones.
+_ROW_ENTRIES = {
+    "found": _AT_LOGIN + _AT_LOGOUT,
+    "login": _AT_LOGIN,
+    "logout": _AT_LOGOUT,
+    "amended": _AT_LOGOUT,
+    "adopted": ("server",),
+}
 _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remote_addr", "reason")
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
@@ -566,6 +579,11 @@ class Entry:
     def head(self) -> str:
         """The chain up to here in one word: ``<number>:<digest>``."""
         return f"{self.number}:{self.digest}"
+
+    def follows(self, before: Entry) -> bool:
+        """Whether it stands behind that one, and all of it is as it was written."""
+        said = chain_digest(before.digest, self.number, self.time, self.kind, self.session_id, self.text)
+        return self.number == before.number + 1 and self.digest == said
 
 
 @dataclass(frozen=True)
@@ -840,6 +858,40 @@ class Ledger:
                 return
             after = page[-1].number
 
+    def histories(self) -> Iterator[tuple[Mapping[str, Any], list[Entry]]]:
+        """Each row of a session with the entries of that session, as they were at one moment. Locks as ``entries``."""
+        page = "SELECT * FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?"
+        kinds = ", ".join(f"'{kind}'" for kind in (*_ROW_ENTRIES, "retired"))
+        entries = f"entries ON session = session_id AND kind IN ({kinds})"
+        query = f"SELECT * FROM ({page}) AS page LEFT JOIN {entries} ORDER BY session_id, number"  # noqa: S608
+        found: list[dict[str, Any]] = [{"session_id": ""}]
+        while found:
+            with self._reading() as db:
+                found = [dict(row) for row in db.execute(query, (found[-1]["session_id"], _PAGE_ROWS))]
+            for _, same in itertools.groupby(found, operator.itemgetter("session_id")):
+                rows = list(same)
+                yield rows[0], [_entry(row) for row in rows if row["number"] is not None]
+
+    def without_row(self) -> list[str]:
+        """The sessions that began, as the chain says, and have no row."""
+        query = (
+            "SELECT DISTINCT session FROM entries WHERE kind IN ('login', 'found')"
+            " AND session NOT IN (SELECT session_id FROM sessions) ORDER BY session"
+        )
+        with self._reading() as db:
+            return [row["session"] for row in db.execute(query)]
+
+    def command_rows(self, first: int, last: int) -> list[Mapping[str, Any]]:
+        """The rows of the table of commands with these numbers."""
+        with self._reading() as db:
+            query = "SELECT * FROM commands WHERE number BETWEEN ? AND ? ORDER BY number"
+            return [dict(row) for row in db.execute(query, (first, last))]
+
+    def last_command(self) -> int:
+        """The highest number of a row of the table of commands; 0 if there is none."""
+        with self._reading() as db:
+            return _last_command(db)
+
     def find(self, query: SessionQuery) -> list[SessionInfo]:
         """The sessions that match, the newest first, ``query.limit`` at most."""
         where = _Where()
@@ -890,7 +942,7 @@ class Ledger:
     def add_commands(self, commands: Iterable[Command]) -> None:
         """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them."""
         with self._transaction() as db:
-            number = _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
+            number = _last_command(db)
             rows: list[dict[str, Any]] = []
             for command in commands:
                 query = "SELECT * FROM sessions WHERE session_id = ?"
@@ -1039,10 +1091,14 @@ def _words(row: Mapping[str, Any]) -> str:
     return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
 
 
+def _last_command(db: sqlite3.Connection) -> int:
+    return _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
+
+
 def _command_row(command: Command, session: Mapping[str, Any]) -> dict[str, Any]:
-    time_ = session["login_at"] + command.seconds
-    own = {"seconds": command.seconds, "text": _short(command.text), "exit_code": _storable(command.exit_code)}
-    return {"session_id": session["session_id"], "user": session["user"], "time": time_, **own}
+    seconds = float(command.seconds)
+    own = {"seconds": seconds, "text": _short(command.text), "exit_code": _storable(command.exit_code)}
+    return {**{name: session[name] for name in ("session_id", "user")}, "time": session["login_at"] + seconds, **own}
 
 
 def _command(row: Mapping[str, Any]) -> Command:
@@ -1125,6 +1181,115 @@ def _entry(row: Mapping[str, Any]) -> Entry:
         values = json.loads(row["json"])
     values = values if isinstance(values, dict) else {}
     return Entry(row["number"], row["time"], row["kind"], row["session"], values, row["digest"], row["json"])
+
+
+class Proof:
+    """Holds the chain, the rows and the recordings of a ledger against each other. One thread.
+
+    The chain proves that nothing in it was changed, removed or put between. That its end was not cut off, and that it
+    was not written anew as a whole, only a head proves that was kept elsewhere.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        *,
+        head: str = "",
+        since: float = 0.0,
+        step: Callable[[str, int, int], None] = lambda what, done, of: None,
+    ) -> None:
+        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+
+        ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
+        whose sessions ended before; ``step`` is told how far it has come.
+        """
+        self.entries = self.sessions = self.recordings = self.retired = 0  # so many were seen
+        self._ledger = ledger
+        self._examine = examine
+        self._head = head
+        self._since = since
+        self._step = step
+        self._began = 0  # sessions, as the chain says
+
+    def findings(self) -> Iterator[str]:
+        """Whatever does not fit, a sentence each; nothing if all does. Raises LedgerError."""
+        yield from self._check_chain()
+        for row, entries in self._ledger.histories():
+            self.sessions += 1
+            self._step("sessions", self.sessions, self._began)
+            yield from _check_row(row, entries)
+            yield from self._check_recording(_session_info(row), {entry.kind for entry in entries})
+        for session_id in self._ledger.without_row():
+            yield f"session {session_id} has entries, but no row"
+
+    def _check_chain(self) -> Iterator[str]:
+        total, last_command = int(self._ledger.head().partition(":")[0]), self._ledger.last_command()
+        before, head, commands, follows = Entry(0, 0.0, "", "", {}, _NO_DIGEST), not self._head, 0, True
+        for entry in self._ledger.entries():
+            if follows and not entry.follows(before):
+                follows = False
+                yield f"entry {entry.number} ({entry.kind}) does not follow the one before it, {before.number}"
+            if entry.kind == "commands":
+                yield from self._check_commands(entry, commands)
+                commands = int(_number(entry.values.get("last")))
+            before, head = entry, head or self._head in (entry.head, entry.digest)
+            self.entries += 1
+            self._began += entry.kind in ("login", "found")
+            self._step("entries", self.entries, total)
+        if not self.entries:
+            yield "the chain is empty"
+        if not head:
+            yield f"the head {self._head} is not in the chain, which ends with {before.head}"
+        if last_command > commands:
+            yield f"commands {commands + 1} to {last_command} are in no entry"
+
+    def _check_commands(self, entry: Entry, before: int) -> Iterator[str]:
+        first, last = before + 1, int(_number(entry.values.get("last")))
+        rows = self._ledger.command_rows(first, last)
+        if (entry.values.get("first"), entry.values.get("sha256")) != (first, commands_digest(rows)):
+            yield f"commands {first} to {last} are not what entry {entry.number} says"
+
+    def _check_recording(self, info: SessionInfo, kinds: set[str]) -> Iterator[str]:
+        """Whether a recording is as the ledger says; that of an open session only has to be there."""
+        is_open = info.logout_at is None
+        if not is_open and _number(info.logout_at) < self._since:
+            return
+        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += "retired" in kinds
+        self.recordings += found is not None
+        if found is None:
+            if "retired" not in kinds:
+                yield f"{name} is missing"
+        elif "retired" in kinds:
+            yield f"{name} was retired, and is still there"
+        elif is_open:
+            pass
+        elif info.size is not None and found[0] != info.size:
+            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
+        elif found[1] != info.sha256:
+            yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
+
+
+def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str]:
+    """Whether a session's row says what its entries say, the later ones in place of the earlier ones."""
+    said: dict[str, Any] = {}
+    for entry in entries:
+        said.update({name: entry.values.get(name) for name in _ROW_ENTRIES.get(entry.kind, ()) if name in entry.values})
+        if said.get("logout_at") is not None and entry.kind in ("found", "logout"):
+            said["chain"] = entry.head
+    if not said:
+        yield f"session {row['session_id']} has a row, but no entry"
+        return
+    for name, value in {**_NOT_ENDED, "words": _words(said), **said}.items():
+        if row[name] != value:
+            place = f"{name} of session {row['session_id']}"
+            yield f"{place} is {row[name]!r:.100} in its row, and {value!r:.100} in its entries"
+
+
+def _number(value: object) -> float:
+    """A number that may have been tampered with; 0 for what is none."""
+    return value if isinstance(value, (int, float)) else 0
 
 
 # -- the keeper -------------------------------------------------------------------------------------------------------

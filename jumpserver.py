@@ -3502,7 +3502,7 @@ def visible(text: str) -> str:
 @contextlib.contextmanager
 def opened_ledger(config: Config) -> Iterator[Ledger]:
     """The ledger, for a command that runs beside the servers on it. Raises HookError."""
-    ledger = _hooks_class(config)(config.hooks_settings()).ledger
+    ledger = _hooks_class(config).make_ledger(config.hooks_settings())
     ledger.open()
     with contextlib.closing(ledger):
         yield ledger
