@@ -48,6 +48,7 @@ __all__ = [
     "recorded_output",
     "recording_name",
     "recording_path",
+    "recordings",
     "repair",
     "session_of",
 ]
@@ -109,6 +110,13 @@ def find_recording(root: Path, name: str) -> Path:
 def session_of(path: Path) -> str:
     """The id of the session whose recording that is."""
     return path.name.partition(".cast")[0]
+
+
+def recordings(root: Path) -> Iterator[Path]:
+    """The paths of all recordings below the root, packed ones included; links are not followed."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith((".cast", ".cast.gz")))
 
 
 def playable_size(file: BinaryIO) -> int:

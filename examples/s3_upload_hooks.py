@@ -29,7 +29,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from hooks import HookError, Hooks, HooksSettings, SessionInfo
-from recorder import RecordError, find_recording, recording_name
+from recorder import RecordError, find_recording, open_recording, recording_name
 
 CACHE_BYTES = 4 << 30  # of fetched recordings; the one that was played longest ago goes first
 _CALL = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
@@ -67,7 +67,7 @@ class S3Hooks(Hooks):
         try:
             path = find_recording(self.settings.records, info.filename)  # in the record folder, or there is none
             key = recording_name(self.settings.records, info.filename)
-            with path.open("rb") as file:
+            with open_recording(path) as file:
                 if _digest(file) != info.sha256:
                     raise HookError("the recording is not the one of the session any more: it is not uploaded")
                 with _translated():

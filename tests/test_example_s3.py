@@ -19,7 +19,7 @@ import pytest
 from demo.cluster import StandIn
 from examples import s3_upload_hooks
 from hooks import HookError, SessionInfo, TokenAuthData, load_hooks
-from recorder import recording_path
+from recorder import pack, recording_path
 from tests.support import Installation, Program, answer_of, newest, nothing_left, run_program, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Boto3 will no longer support")
@@ -204,6 +204,17 @@ def test_a_logout_that_is_repeated_uploads_nothing_again_unless_the_store_has_so
         store.write(name, b"something else")
         own.on_logout(info_of(server))
         assert store.versions() == 3 and store.read(name) == data
+
+
+def test_one_that_is_packed_already_is_uploaded_as_it_was(store: Store, server: Program) -> None:
+    name, data = recorded_session(server)
+    server.wait_settled()
+    store.empty()
+    info = info_of(server)
+    assert pack(newest(server), lambda: False)
+    with hooks_beside(server) as own:
+        own.on_logout(info)
+    assert store.read(name) == data
 
 
 def test_nothing_but_a_sessions_unchanged_recording_in_the_record_folder_is_uploaded(
