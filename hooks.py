@@ -3,9 +3,9 @@
 This is the file that operators extend: name a file of your own under ``[Hooks] file``, subclass ``Hooks`` in it
 and override what you need. Knows nothing of browsers, pods or HTTP serving.
 
-Hooks run on the threads of the sessions, ``on_logout`` on those of the keeper, several at a time. A hook refuses a user
-by raising ``Denied`` with a sentence that the user may read, and says with ``HookError`` that it could not do its work;
-any other exception is logged with its traceback and refuses the user politely.
+Hooks run on the threads of the sessions and requests, ``on_logout`` and ``on_heartbeat`` on others, several at a time.
+A hook refuses a user by raising ``Denied`` with a sentence that the user may read, and says with ``HookError`` that it
+could not do its work; any other exception is logged with its traceback and refuses the user politely.
 
 Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; ``Keeper``.
 """
@@ -67,6 +67,7 @@ __all__ = [
 PLATFORM_TIMEOUT_SECONDS = 5.0
 _ANSWER_LIMIT_BYTES = 2 << 20
 _CLOCK_SKEW_SECONDS = 30
+_DENIAL = "the platform does not accept this token; open the terminal again from the platform"
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 SECRET_MINIMUM_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as the hash
@@ -148,8 +149,11 @@ class HooksSettings:
     validate_url: str = field(default="", repr=False)  # URLs may hold credentials
     login_url: str = field(default="", repr=False)
     logout_url: str = field(default="", repr=False)
+    heartbeat_url: str = field(default="", repr=False)
+    heartbeat_interval: int = 30  # seconds
     authorization: str = field(default="", repr=False)  # the Authorization header of calls to the platform
     clusters: Mapping[str, Path] = field(default_factory=dict)
+    records: Path = Path("records")  # folder of the recordings
 
 
 class Hooks:
@@ -185,6 +189,16 @@ class Hooks:
         if self.settings.login_url:
             self._post(self.settings.login_url, info.as_json())
 
+    def on_heartbeat(self, info: SessionInfo) -> None:
+        """A session is open; ``info`` has its bytes and its recording's size so far. Raising Denied ends it.
+
+        Called every ``[Platform] heartbeat_interval`` for each session, not twice at a time for one, and never where
+        neither ``heartbeat_url`` is set nor this is overridden. No session waits for it, and no other exception ends
+        any. One that was called before its session ended may return after that.
+        """
+        if self.settings.heartbeat_url:
+            self._post(self.settings.heartbeat_url, info.as_json(), denial="")
+
     def on_logout(self, info: SessionInfo) -> None:
         """A session has ended, and the ledger says so; after a crash its reason is ``lost``. No session waits for this.
 
@@ -209,6 +223,16 @@ class Hooks:
             raise Denied("this link is for another recording")
         return str(claims.get("sub", ""))
 
+    def fetch_recording(self, filename: str) -> Path | None:
+        """Bring a recording back that is not in the record folder any more. None: there is none elsewhere.
+
+        Called after ``authorize`` has allowed it, on the thread of the request that wants to play it: it may be slow.
+        ``filename`` is relative to the record folder and certain to be of the form of a recording; that such a session
+        ever existed is not. The file is served as it is, and may lie anywhere, such as in a cache that this hook keeps
+        small: that it is that recording, unchanged, and nothing else, is for the hook to answer for.
+        """
+        return None
+
     def _read_signed_token(self, token: str) -> TokenAuthData:
         claims = verify_token(token, self.settings.secret)
         if claims.get("scope", "terminal") != "terminal":
@@ -225,9 +249,9 @@ class Hooks:
             raise HookError("the platform's answer to validate_url is not a JSON object")
         return auth_data(answer, self.settings.clusters)
 
-    def _post(self, url: str, body: Mapping[str, Any]) -> Any:
-        """POST JSON to the platform. Blocks for 5 s at most. Raises Denied for 401, 403 and 404, else HookError."""
-        return post_json(url, body, self.settings.authorization)
+    def _post(self, url: str, body: Mapping[str, Any], denial: str = _DENIAL) -> Any:
+        """POST JSON to the platform: see post_json."""
+        return post_json(url, body, self.settings.authorization, denial)
 
 
 def load_hooks(file: Path | None) -> type[Hooks]:
@@ -370,11 +394,11 @@ def _base64url(text: str) -> bytes:
 # -- the platform -----------------------------------------------------------------------------------------------------
 
 
-def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
+def post_json(url: str, body: Mapping[str, Any], authorization: str, denial: str = _DENIAL) -> Any:
     """POST a JSON object and return the JSON answer (None for an empty one). Blocks for 5 s, and as much to connect.
 
     Redirects are not followed: they would carry the user's token to another host. Raises Denied for 401, 403 and 404,
-    with the answer's ``message``; HookError for everything else.
+    with the answer's ``message``, or else with ``denial`` unless that is empty; HookError for everything else.
     """
     parts = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -391,7 +415,7 @@ def post_json(url: str, body: Mapping[str, Any], authorization: str) -> Any:
         raise HookError(f"the platform cannot be reached or did not answer in time: {type(exc).__name__}") from None
     finally:
         connection.close()
-    return _understood(response.status, answer)
+    return _understood(response.status, answer, denial)
 
 
 @contextlib.contextmanager
@@ -413,10 +437,11 @@ def _cut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _understood(status: int, answer: bytes) -> Any:
+def _understood(status: int, answer: bytes, denial: str) -> Any:
     """What the platform's answer says, as JSON."""
-    if status in (401, 403, 404):
-        raise Denied(_denial(answer))
+    sentence = (_message(answer) or denial) if status in (401, 403, 404) else ""
+    if sentence:
+        raise Denied(sentence)
     if not 200 <= status < 300:
         raise HookError(f"the platform answered with HTTP status {status}")
     if len(answer) > _ANSWER_LIMIT_BYTES:
@@ -427,13 +452,14 @@ def _understood(status: int, answer: bytes) -> Any:
         raise HookError("the platform's answer is not JSON") from None
 
 
-def _denial(answer: bytes) -> str:
+def _message(answer: bytes) -> str:
+    """The sentence for the user in it; "" if there is none."""
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(answer)
         message = values.get("message") if isinstance(values, dict) else None
         if message and isinstance(message, str):
             return str(message)[: _TEXT_LIMITS["message"]]
-    return "the platform does not accept this token; open the terminal again from the platform"
+    return ""
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ from recorder import (
     pack,
     playable_size,
     recorded_output,
+    recording_name,
     recording_path,
     recordings,
     repair,
@@ -312,6 +313,8 @@ class PlatformConfig:
     validate_url: str = field(default="", repr=False)  # asked what an ssh_token stands for
     login_url: str = field(default="", repr=False)  # told when a session begins
     logout_url: str = field(default="", repr=False)  # told when it has ended
+    heartbeat_url: str = field(default="", repr=False)  # asked again and again whether it may go on
+    heartbeat_interval: int = 30  # seconds
     authorization: str = field(default="", repr=False)  # Authorization header of these calls
 
 
@@ -372,6 +375,7 @@ class Config:
             db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
             secret=self.Token.secret,
             clusters=self.Clusters,
+            records=self.record_path,
             **dataclasses.asdict(self.Platform),
         )
 
@@ -498,11 +502,13 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: secret in [Token] must have {SECRET_MINIMUM_BYTES} bytes or more")
     if "'none'" in config.Server.frame_ancestors[1:] + config.Server.frame_ancestors[:-1]:
         raise ConfigError(f"{file}: frame_ancestors in [Server]: 'none' must stand alone")
-    urls = {f"{key} in [Platform]": url for key, url in dataclasses.asdict(config.Platform).items()}
-    del urls["authorization in [Platform]"]
+    settings = dataclasses.asdict(config.Platform).items()
+    urls = {f"{key} in [Platform]": value for key, value in settings if key.endswith("_url")}
     for name, url in {"platform_url in [Server]": config.Server.platform_url, **urls}.items():
         if url and not _is_platform_url(url):
             raise ConfigError(f"{file}: {name} must be an http:// or https:// URL without user and password")
+    if not 1 <= config.Platform.heartbeat_interval <= 86400:
+        raise ConfigError(f"{file}: heartbeat_interval in [Platform] must be 1 to 86400 seconds")
     if not config.Platform.authorization.isascii():
         raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
     for name, path in config.Clusters.items():
@@ -576,6 +582,7 @@ DISK_FULL = End("the disk is nearly full and this session fills it the fastest, 
 LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
 SERVER_BUSY = End("the server has as many answers under way as it may; try again later", BUSY)
 TOKEN_TOO_LONG = End("this token is longer than 16 KiB, which is more than this server takes", DENIED)
+FETCH_FAILED = End("this recording cannot be fetched now; try again later", INTERNAL)
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
 NO_DESCRIPTORS = End("the server has as many files and connections open as it may; try again later", BUSY)
@@ -646,7 +653,7 @@ HISTOGRAMS = {
     "hook_seconds": (
         "How long a call of a hook took.",
         "hook",
-        ("validate_ssh_token", "on_login", "on_logout", "authorize"),
+        ("validate_ssh_token", "on_login", "on_heartbeat", "on_logout", "authorize", "fetch_recording"),
     ),
     "ledger_seconds": ("How long a write to the ledger took.", "", ("",)),
     "cluster_open_seconds": ("How long it took until a shell was open, or was not.", "", ("",)),
@@ -1741,6 +1748,14 @@ class Session:
         """What went through it until now."""
         return Traffic(self._bytes_in, self._bytes_out, self._output.recorder.bytes_written if self._output else 0)
 
+    def so_far(self) -> SessionInfo | None:
+        """What is known of it; None before its shell is open, and once it ends."""
+        info, output = self._info, self._output
+        if info is None or output is None or self._shell is None or self._end is not None:
+            return None
+        size = output.recorder.bytes_written
+        return dataclasses.replace(info, auth=self.auth, bytes_out=self._bytes_out, bytes_in=self._bytes_in, size=size)
+
     def notify(self, text: str) -> None:
         """Tell the user something, beside the terminal where the client can show it there. Does not block."""
         self._words.append(text)
@@ -2593,14 +2608,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if user is None:
             return
         try:
-            path = find_recording(self.server.config.record_path, filename)
+            path = self._find(filename)
             file = open_recording(path)
         except (RecordError, OSError):
             self._answer(404, "not found")
             return
+        except Refused as exc:
+            self._answer(_HTTP_STATUS[exc.end.close_code], exc.end.reason)
+            return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
             self._send_recording(file, self._outcome(session_of(path)))
+
+    def _find(self, filename: str) -> Path:
+        """A recording's file, here or where a hook has brought it. Raises RecordError when there is none, Refused."""
+        root = self.server.config.record_path
+        try:
+            return find_recording(root, filename)
+        except RecordError:
+            name = recording_name(root, filename)
+            try:
+                with self.server.metrics.timed("hook_seconds", "fetch_recording"):
+                    fetched = self.server.hooks.fetch_recording(name)
+            except Exception as exc:
+                end = hook_failure(exc, "fetch_recording", Path(name).stem)
+                raise Refused(FETCH_FAILED if end is HOOK_FAILED else end) from None
+            if fetched is None:
+                raise
+            return fetched
 
     def _outcome(self, session_id: str) -> str:
         """What the ledger says of a recording's session; the recording itself is as good without a ledger."""
@@ -2834,6 +2869,112 @@ class Space:
             if session is not None:
                 session.stop(DISK_FULL)
             total -= pace.rate
+
+
+_BEATS_AT_ONCE = 8
+
+
+class Heartbeats:
+    """Asks the hook ``on_heartbeat`` again and again whether each open session may go on; each at its own moment.
+
+    The clock's thread looks who is due. Threads ``heartbeat``, a few at a time, call the hook and end when nobody is:
+    no session waits for a platform that is slow. A call that fails ends nothing; the log says when calls begin to fail
+    and when they no longer do.
+    """
+
+    def __init__(self, server: JumpServer) -> None:
+        self._server = server
+        self._changed = threading.Condition()  # guards all below; no hook under it
+        self._due_at: dict[Session, float] = {}  # monotonic
+        self._asked: set[Session] = set()  # of which a call is under way
+        self._failing: set[Session] = set()  # of which the last call failed
+        self._threads = 0
+        self._closed = False
+
+    def tick(self) -> None:
+        """Call the hook for those that are due. The clock's thread."""
+        interval = self._server.config.Platform.heartbeat_interval
+        sessions = self._server.sessions.all() if self._is_wanted() else []
+        now = time.monotonic()
+        with self._changed:
+            self._due_at = {
+                session: self._due_at.get(session, now + interval * _phase(session.id)) for session in sessions
+            }
+            self._failing.intersection_update(sessions)
+            for _ in range(min(len(self._due(now)), _BEATS_AT_ONCE - self._threads)):
+                self._threads += self._start_thread()
+
+    def _is_wanted(self) -> bool:
+        hooks = self._server.hooks
+        return bool(hooks.settings.heartbeat_url) or type(hooks).on_heartbeat is not Hooks.on_heartbeat
+
+    def _due(self, now: float) -> list[Session]:
+        """Those to ask now. Needs the lock."""
+        return [session for session, at in self._due_at.items() if at <= now and session not in self._asked]
+
+    def _start_thread(self) -> bool:
+        try:
+            threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        except RuntimeError:  # none can be had now
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Call no more, and wait a second at most for calls that are under way. After the clock has stopped."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._threads, 1.0)
+
+    # The threads of calls.
+
+    def _run(self) -> None:
+        while (session := self._next()) is not None:
+            self._ask(session)
+            with self._changed:
+                self._asked.discard(session)
+                if session in self._due_at:
+                    self._due_at[session] = time.monotonic() + self._server.config.Platform.heartbeat_interval
+
+    def _next(self) -> Session | None:
+        """The one that has waited longest; None ends the thread."""
+        with self._changed:
+            due = [] if self._closed else self._due(time.monotonic())
+            if not due:
+                self._threads -= 1
+                self._changed.notify_all()
+                return None
+            session = min(due, key=self._due_at.__getitem__)
+            self._asked.add(session)
+            return session
+
+    def _ask(self, session: Session) -> None:
+        """Call the hook, which may end the session."""
+        info = session.so_far()
+        if info is None:
+            return
+        try:
+            with self._server.metrics.timed("hook_seconds", "on_heartbeat"):
+                self._server.hooks.on_heartbeat(info)
+        except Denied as exc:
+            session.stop(End(printable(str(exc)), DENIED))
+        except Exception as exc:
+            if self._has_turned(session, failed=True):
+                hook_failure(exc, "on_heartbeat", session.id)
+            return
+        if self._has_turned(session, failed=False):
+            log_event("warning", reason="on_heartbeat works again")
+
+    def _has_turned(self, session: Session, *, failed: bool) -> bool:
+        """Remember how the call went. Returns whether it is the first to fail, or the last of those is well again."""
+        with self._changed:
+            before = bool(self._failing)
+            (self._failing.add if failed else self._failing.discard)(session)
+            return bool(self._failing) != before
+
+
+def _phase(session_id: str) -> float:
+    """0 to 1, evenly spread: when in each interval a session has its turn."""
+    return uuid.UUID(session_id).int / 2**128
 
 
 class ListenError(Exception):
@@ -3070,8 +3211,9 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self._stuck = ""
         self._end_at: float | None = None  # monotonic, of a drain
         self._warnings: list[float] = []  # seconds before the end at which open terminals are still to be told
+        self._heartbeats = Heartbeats(self)
         space = Space(self.folder, self.sessions)
-        self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick]
+        self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick, self._heartbeats.tick]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
@@ -3285,6 +3427,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         started = self._thread.is_alive()
         deadline = time.monotonic() + seconds
         self.clock.stop()
+        self._heartbeats.stop()
         if started:
             self.shutdown()
             self._thread.join()

@@ -49,6 +49,7 @@ __all__ = [
     "pack",
     "playable_size",
     "recorded_output",
+    "recording_name",
     "recording_path",
     "recordings",
     "repair",
@@ -62,6 +63,7 @@ _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
 _SCAN_BYTES = 1 << 16
 _LINE_LIMIT_BYTES = 1 << 23  # several times what the largest event can take
 _FOLDERS = 8  # between the root and a recording
+_SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
 _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
@@ -83,6 +85,17 @@ def recording_path(root: Path, session_id: str) -> Path:
     digits = hashlib.md5(session_id.encode(), usedforsecurity=False).hexdigest()[:16]
     folders = [digits[i : i + 2] for i in range(0, 2 * _FOLDERS, 2)]
     return root.joinpath(*folders, f"{session_id}.cast")
+
+
+def recording_name(root: Path, name: str) -> str:
+    """The path relative to ``root`` of a recording, named so or absolutely, whether it is there or not.
+
+    Raises RecordError for a name that no session's recording can have.
+    """
+    path = root.absolute() / name
+    if _SESSION_ID.fullmatch(path.stem) and path == recording_path(root.absolute(), path.stem):
+        return str(path.relative_to(root.absolute()))
+    raise RecordError("no such recording")
 
 
 def find_recording(root: Path, name: str) -> Path:

@@ -1,6 +1,6 @@
-"""Start a jumpserver on this host and print links that open a terminal and a recording.
+"""Start a release platform and a jumpserver on this host, to click through.
 
-Without arguments the pods are those of the stand-in cluster; with --kubeconfig they are real ones.
+Without arguments the pods are those of the stand-in cluster; with --kubeconfig it is a real one.
 """
 
 from __future__ import annotations
@@ -14,58 +14,33 @@ import signal
 import sys
 import tempfile
 import threading
-import time
-import urllib.parse
 from pathlib import Path
 
-import jwt
 import websocket
 
 import hooks
 import jumpserver
 from demo.cluster import StandIn
+from examples.http_platform import Place, Platform, PlatformServer
 
-LINK_SECONDS = 12 * 3600
+HEARTBEAT_SECONDS = 2  # so that nobody has to wait for the end of a shell
+PLACES = (
+    Place("default", "demo", note="bash, with the programs of this host"),
+    Place("default", "busybox", note="has no bash: sh is opened"),
+    Place("default", "multi", "c2", note="one of two containers"),
+    Place("default", "pending", note="does not run: says why"),
+)
 SAMPLE = (
     r"printf 'This is a recording.\r\n\033[32mgreen\033[0m \033[1;34mblue\033[0m 容器终端 🚀\r\n'; "
     r"for i in 1 2 3 4 5; do printf 'line %s\r\n' $i; sleep 0.3; done"
 )
 
 
-class DemoHooks(hooks.Hooks):
-    """The hooks that ship, and a link to the recording of each session that ends."""
-
-    links: Links
-
-    def on_logout(self, info: hooks.SessionInfo) -> None:
-        super().on_logout(info)
-        print(f"\nReplay it: {self.links.player(info.filename)}", flush=True)
-
-
-class Links:
-    """Mints tokens as a release platform would, with any JWT library."""
-
-    def __init__(self, secret: str, namespace: str, pod: str, container: str) -> None:
-        self.secret = secret
-        self.base = ""
-        self.claims = {"namespace": namespace, "pod_name": pod, "container_name": container}
-
-    def token(self, **claims: object) -> str:
-        return jwt.encode({"exp": int(time.time()) + LINK_SECONDS, "sub": "demo", **claims}, self.secret, "HS256")
-
-    def terminal(self) -> str:
-        return f"{self.base}/#ssh_token={self.token(**self.claims)}"
-
-    def player(self, filename: str) -> str:
-        fragment = {"filename": filename, "token": self.token(scope="play", filename=filename)}
-        return f"{self.base}/player.html#{urllib.parse.urlencode(fragment)}"
-
-
-def record_sample(links: Links) -> None:
-    """Run a short command in the pod through the server, so that there is something to replay."""
-    token = links.token(**links.claims, command=["sh", "-c", SAMPLE])
-    url = f"{links.base.replace('http', 'ws', 1)}/ssh?ssh_token={token}&cols=80&rows=24"
-    with contextlib.closing(websocket.create_connection(url, 20)) as sock:
+def record_sample(platform: Platform, place: Place) -> None:
+    """Run a short command in the pod as alice would, so that there is something to replay."""
+    sample = Place(place.namespace, place.pod, place.container, command=("sh", "-c", SAMPLE))
+    url = platform.terminal_link("alice", sample).replace("http", "ws", 1).replace("/#", "/ssh?")
+    with contextlib.closing(websocket.create_connection(f"{url}&cols=80&rows=24", 20)) as sock:
         while sock.recv_data()[0] != websocket.ABNF.OPCODE_CLOSE:
             pass
 
@@ -84,37 +59,62 @@ def end_on_signals() -> None:
             signal.signal(number, end)
 
 
-def run(links: Links, kubeconfig: Path, folder: Path, port: int) -> None:
+def configuration(web: PlatformServer, secret: str, kubeconfig: Path, port: int) -> str:
+    """A jumpserver.toml."""
+    return f"""
+[Server]
+listen = "127.0.0.1:{port}"
+frame_ancestors = ["'self'", "{web.origin}"]
+platform_url = "{web.origin}/"
+
+[Record]
+path = "records"
+
+[Token]
+secret = "{secret}"
+
+[Platform]
+validate_url = "{web.origin}/api/validate"
+login_url = "{web.origin}/api/login"
+logout_url = "{web.origin}/api/logout"
+heartbeat_url = "{web.origin}/api/heartbeat"
+heartbeat_interval = {HEARTBEAT_SECONDS}
+authorization = "{web.platform.authorization}"
+
+[Clusters]
+demo = {json.dumps(str(kubeconfig.absolute()))}
+"""
+
+
+def run(places: tuple[Place, ...], kubeconfig: Path, folder: Path, port: int) -> None:
     """Serve until a KeyboardInterrupt, which passes."""
+    secret = secrets.token_hex(32)
+    platform = Platform(places, secret, f"Bearer {secrets.token_hex(32)}")
     file = folder / "jumpserver.toml"
-    file.write_text(
-        f'[Server]\nlisten = "127.0.0.1:{port}"\n[Record]\npath = "records"\n'
-        f'[Token]\nsecret = "{links.secret}"\n[Clusters]\ndemo = {json.dumps(str(kubeconfig.absolute()))}\n'
-    )
-    config = jumpserver.load_config(file)
-    demo_hooks = DemoHooks(config.hooks_settings())
-    demo_hooks.links = links
-    server = jumpserver.JumpServer(config, demo_hooks)
-    try:
-        server.start()
-        links.base = f"http://127.0.0.1:{server.server_address[1]}"
-        print(f"\nOpen a terminal: {links.terminal()}\n\nRecording a sample ...", flush=True)
-        record_sample(links)
-        threading.Event().wait()
-    finally:
-        server.stop()
+    with PlatformServer(platform) as web:
+        file.write_text(configuration(web, secret, kubeconfig, port))
+        config = jumpserver.load_config(file)
+        server = jumpserver.JumpServer(config, hooks.Hooks(config.hooks_settings()))
+        try:
+            server.start()
+            platform.jumpserver = f"http://127.0.0.1:{server.server_address[1]}"
+            print(f"\nThe platform: {web.origin}/\n\nRecording a sample ...", flush=True)
+            record_sample(platform, places[0])
+            threading.Event().wait()
+        finally:
+            server.stop()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--kubeconfig", type=Path, help="use a cluster of your own instead of the stand-in")
+    parser.add_argument("--kubeconfig", type=Path, help="of a cluster of your own, in place of the stand-in")
     parser.add_argument("-n", "--namespace", default="default")
     parser.add_argument("-c", "--container", default="")
     parser.add_argument("--port", type=int, default=0, help="of the jumpserver; any free one by default")
-    parser.add_argument("pod", nargs="?", default="demo")
+    parser.add_argument("pod", nargs="?", default="demo", help="of your own cluster")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    links = Links(secrets.token_hex(32), options.namespace, options.pod, options.container)
+    places: tuple[Place, ...] = PLACES
     kubeconfig: Path
     end_on_signals()
     try:
@@ -122,10 +122,11 @@ def main() -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jumpserver-demo-")))
             if options.kubeconfig:
                 kubeconfig = options.kubeconfig
+                places = (Place(options.namespace, options.pod, options.container),)
             else:
                 kubeconfig = folder / "kubeconfig"
                 kubeconfig.write_text(stack.enter_context(StandIn()).kubeconfig())
-            run(links, kubeconfig, folder, options.port)
+            run(places, kubeconfig, folder, options.port)
     except KeyboardInterrupt:
         return 0
     except (OSError, jumpserver.ConfigError, jumpserver.ListenError) as exc:
