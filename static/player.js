@@ -3,11 +3,27 @@
 
 /* global AsciinemaPlayer */
 
+import { Chapters } from "./chapters.js";
+import { enteredToken, linkTo, takeLink } from "./link.js";
+import { TextSearch } from "./search.js";
+import { Timeline, clockText, countUpTo, momentText, parseMoment } from "./timeline.js";
+
 const PROGRESS_DELAY_MS = 400; // a short download shows no progress
 const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
 const USUAL = { cols: 80, rows: 24 };
 const CODES = "oirm"; // output, input, resize, marker; other events are not for the eye
+const MARK_CODES = "md"; // marker, exit code of a command: what chapters are made of
+const BAR_MARKS = 500; // the player's bar has an element for each; of more, every second, third \u2026 is shown there
+const BAR_LABEL = 80; // characters
+const EXIT_CODE = /^-?\d{1,10}$/;
 const READABLE_PX = 6; // the narrowest that a character may be fitted to
+const TEXT_PX = { small: 11.25, none: 15, large: 22.5 }; // where the text is not fitted
+const CLOCK_MS = 200; // between two looks at the player's clock
+const LATE_SECONDS = 0.0005; // a jump ends so long after the moment, so that no rounding leaves out what was printed then
+const BACK_SECONDS = 1; // a chapter that plays for less is not what "previous" means
+const TYPING_MS = 250; // without a key, then what was typed is searched for
+const TOAST_MS = 4000;
+const NO_TOKEN = "Links to a moment hold none. Open a recording from where yours are listed and this link in the same tab, or enter a token.";
 const TERMINAL_FONT = 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace';
 
 const el = (id) => document.getElementById(id);
@@ -15,20 +31,32 @@ const el = (id) => document.getElementById(id);
 const state = {
   filename: "",
   token: "",
+  t: "", // of the link
   recording: null, // what parseRecording returned
+  timeline: null, // between the recording's clock and the player's
   size: 0, // of the file, in bytes
   player: null,
   playing: false,
   moving: null, // where a new player goes on: {at, playing}; null once it does
-  idleLimit: 0, // seconds, as the player was given it
+  second: -1, // of the recording, that the clock shows
+  chapters: null,
+  search: null, // a TextSearch
+  searched: "", // what it looked for last
+  hits: [], // what it found
+  many: "", // said after their number where there may be more
+  hit: -1, // the one that was jumped to
+  typing: 0, // timer
+  toasting: 0, // timer
   failed: false,
 };
 
 class Unplayable extends Error {
-  constructor(title, text) {
+  // `asks`: for a token.
+  constructor(title, text, asks = false) {
     super(title);
     this.title = title;
     this.text = text;
+    this.asks = asks;
   }
 }
 
@@ -53,8 +81,9 @@ async function refusal(response) {
   const said = plain ? sentence(await response.text().catch(() => "")) : "";
   const { status } = response;
   if (status === 401 || status === 403) {
+    if (!state.token) return new Unplayable("This recording needs a token", NO_TOKEN, true);
     const hint = /\bopen\b/i.test(said) ? "" : "Open the recording again from where you found it.";
-    return new Unplayable("You may not play this recording", `${said || "The link may have expired."} ${hint}`.trim());
+    return new Unplayable("You may not play this recording", `${said || "The link may have expired."} ${hint}`.trim(), true);
   }
   if (status === 404) {
     return new Unplayable("There is no such recording", `${shortName()} was not found. It may have been removed, or the link is incomplete.`);
@@ -95,12 +124,14 @@ function parseRecording(text) {
   const header = parseHeader(lines[0]);
   const numbers = [...lines.keys()].filter((number) => lines[number][0] === "[");
   const events = [];
+  const marks = [];
   let seconds = 0;
   for (const number of numbers) {
     const event = parseEvent(lines[number]);
     if (event) {
       seconds = Math.max(seconds, header.version === 3 ? seconds + event[0] : event[0]); // the player needs them in order
       if (CODES.includes(event[1])) events.push([seconds * 1000, event[1], event[2]]);
+      if (MARK_CODES.includes(event[1])) marks.push([seconds, event[1], event[2]]);
     } else if (number === numbers[numbers.length - 1]) {
       showIncomplete("cut");
     } else {
@@ -111,7 +142,15 @@ function parseRecording(text) {
     throw new Unplayable("Nothing was printed", "The session was recorded, but it ended before anything appeared in its terminal.");
   }
   const size = playableSize(header.width ?? header.term?.cols, header.height ?? header.term?.rows);
-  return { header, ...size, events: events.map(playableEvent), seconds: events[events.length - 1][0] / 1000 };
+  return { header, ...size, events: barMarks(events.map(playableEvent)), marks, seconds: events[events.length - 1][0] / 1000 };
+}
+
+// The events with no more markers than the player's bar has room for.
+function barMarks(events) {
+  const every = Math.ceil(events.filter((event) => event[1] === "m").length / BAR_MARKS);
+  let count = 0;
+  const isShown = ([, code]) => code !== "m" || count++ % every === 0;
+  return events.filter(isShown).map(([time, code, data]) => [time, code, code === "m" ? data.slice(0, BAR_LABEL) : data]);
 }
 
 function playableEvent([milliseconds, code, data]) {
@@ -159,18 +198,21 @@ function createPlayer(autoPlay) {
   const { cols, rows, events } = state.recording;
   state.player?.dispose();
   state.playing = autoPlay;
-  state.idleLimit = idleLimit();
-  el("player").classList.toggle("full", el("fit").value === "none");
+  const limit = idleLimit();
+  state.timeline = new Timeline(eventTimes(events), limit);
+  const fit = el("fit").value;
+  el("player").classList.toggle("full", fit in TEXT_PX);
   const source = { data: "", parser: () => ({ cols, rows, events }) };
   const player = AsciinemaPlayer.create(source, el("player"), {
     autoPlay,
     controls: true,
     cursorMode: calm() ? "steady" : "blinking",
-    fit: el("fit").value,
-    idleTimeLimit: state.idleLimit,
+    fit: fit in TEXT_PX ? "none" : fit,
+    idleTimeLimit: limit,
     preload: true,
     speed: Number(el("speed").value),
     terminalFontFamily: TERMINAL_FONT,
+    terminalFontSize: `${TEXT_PX[fit] ?? TEXT_PX.none}px`,
     theme: "jumpserver",
   });
   player.addEventListener("metadata", ({ duration }) => showMeta(duration));
@@ -187,15 +229,35 @@ function onPlaying(playing) {
 
 // The player takes its options at the start only: a new one goes on where the old one stood.
 function onControls() {
-  state.moving ??= { at: recordedTime(state.player.getCurrentTime(), state.idleLimit), playing: state.playing };
+  state.moving ??= { at: recordedNow(), playing: state.playing };
   const { at, playing } = state.moving;
   createPlayer(false);
   const { player } = state;
-  const there = player.seek(shownTime(at, state.idleLimit));
+  const there = player.seek(state.timeline.shown(at));
   const moved = playing ? player.play() : there; // asked for at once: of a player that was replaced it would fail
   moved.then(() => {
     if (player === state.player) state.moving = null;
   });
+}
+
+// The time in the recording that is shown.
+function recordedNow() {
+  return state.moving?.at ?? state.timeline.recorded(state.player.getCurrentTime() ?? 0);
+}
+
+// Goes to a time in the recording, and plays on if it plays.
+function jump(seconds) {
+  const at = Math.min(seconds + LATE_SECONDS, state.recording.seconds);
+  if (state.moving) state.moving.at = at;
+  el("player").classList.add("started");
+  return state.player.seek(state.timeline.shown(at));
+}
+
+// Goes to a time in the recording to look at it.
+function showMomentAt(seconds) {
+  if (state.moving) state.moving.playing = false;
+  state.player.pause();
+  return jump(seconds);
 }
 
 function calm() {
@@ -211,30 +273,8 @@ function idleLimit() {
   return Number(el("idle").value) || 1e9; // 0 would cut every pause, and none at all the header's own limit in
 }
 
-// The player's clock leaves out what the pause limit cuts. Gives the time in the recording that it stands at.
-function recordedTime(shown, limit) {
-  let previous = 0;
-  let cut = 0;
-  for (const [milliseconds] of state.recording.events) {
-    const time = milliseconds / 1000;
-    const extra = Math.max(0, time - previous - limit);
-    if (time - cut - extra > shown) break;
-    cut += extra;
-    previous = time;
-  }
-  return shown + cut;
-}
-
-// The other way round: what the player's clock says at a time in the recording.
-function shownTime(recorded, limit) {
-  let previous = 0;
-  let shown = 0;
-  for (const [milliseconds] of state.recording.events) {
-    const time = Math.min(milliseconds / 1000, recorded);
-    shown += Math.min(time - previous, limit);
-    previous = time;
-  }
-  return shown;
+function* eventTimes(events) {
+  for (const [milliseconds] of events) yield milliseconds / 1000;
 }
 
 // ---- Words ----
@@ -255,10 +295,11 @@ function fail(error) {
   if (state.failed) return; // what comes after the first failure is its consequence
   state.failed = true;
   state.player?.dispose();
-  el("player").hidden = true;
-  el("controls").hidden = true;
+  state.search?.stop();
+  for (const id of ["player", "controls", "search", "moment", "chapters"]) el(id).hidden = true;
   if (error instanceof Unplayable) {
     showWords(error.title, error.text);
+    el("token-form").hidden = !error.asks;
     return;
   }
   console.error(error);
@@ -266,6 +307,7 @@ function fail(error) {
 }
 
 function showIncomplete(outcome) {
+  if (!el("incomplete").hidden) return; // the server has said why
   const running = "The session is still running: load this page again to see more of it.";
   const cut = "The recording was cut off: the end of the session is missing.";
   el("incomplete-text").textContent = outcome === "running" ? running : cut;
@@ -275,6 +317,11 @@ function showIncomplete(outcome) {
 function showSizeRemark(recorded, shown) {
   el("size-remark").textContent = `The terminal had a size of ${recorded}. It is shown as ${shown}, so some lines may stand elsewhere.`;
   el("size-remark").hidden = false;
+}
+
+function showMomentRemark() {
+  el("moment-remark").textContent = "The moment in this link cannot be read, so the recording is at its start. It is written as t=83.5 or t=1h2m3s.";
+  el("moment-remark").hidden = false;
 }
 
 function showTitle() {
@@ -287,11 +334,28 @@ function showTitle() {
 // `duration`: what the player's clock counts to, in seconds; less than the recording's where pauses are cut.
 function showMeta(duration) {
   const { header, seconds } = state.recording;
-  const begun = new Date(Number.isFinite(header.timestamp) ? header.timestamp * 1000 : NaN);
-  const date = Number.isNaN(begun.getTime()) ? "" : begun.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
   const [shown, whole] = [clockText(duration), clockText(seconds)];
   const length = shown === whole ? shown : `${shown} (${whole} with all pauses)`;
-  el("meta").textContent = [date, length, bytesText(state.size)].filter(Boolean).join(" \u00b7 ");
+  const name = header.title ? shortName() : ""; // else it is the title
+  el("meta").textContent = [dateText(dateAt(0)), length, bytesText(state.size), name].filter(Boolean).join(" \u00b7 ");
+}
+
+// The date of a time in the recording; null where it does not say when it began.
+function dateAt(seconds) {
+  const { timestamp } = state.recording.header;
+  const date = new Date(Number.isFinite(timestamp) ? (timestamp + Math.floor(seconds)) * 1000 : NaN);
+  return Number.isNaN(date.getTime()) ? null : date;
+}
+
+function dateText(date) {
+  return date?.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" }) ?? "";
+}
+
+function toast(text) {
+  clearTimeout(state.toasting);
+  el("toast").textContent = text;
+  el("toast").hidden = false;
+  state.toasting = setTimeout(() => (el("toast").hidden = true), TOAST_MS);
 }
 
 function offerDownload(blob) {
@@ -310,27 +374,182 @@ function bytesText(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-// As the player's clock has it.
-function clockText(seconds) {
-  const whole = Math.floor(seconds);
-  const parts = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60, whole % 60];
-  while (parts.length > 2 && !parts[0]) parts.shift();
-  return parts.map((part) => String(part).padStart(2, "0")).join(":");
+// ---- Moments ----
+
+function showNow() {
+  if (state.failed) return;
+  const seconds = recordedNow();
+  state.chapters.light(seconds);
+  if (Math.floor(seconds) === state.second) return;
+  state.second = Math.floor(seconds);
+  const date = dateAt(seconds);
+  el("clock").hidden = !date;
+  el("clock").textContent = dateText(date);
+  el("clock").dateTime = date?.toISOString() ?? "";
+  el("clock").title = date ? `${date.toISOString().slice(0, 19).replace("T", " ")} UTC` : "";
+  el("elapsed").textContent = `${clockText(seconds)} of ${clockText(state.recording.seconds)}`;
+}
+
+async function copyLink() {
+  const link = linkTo(state.filename, momentText(recordedNow()));
+  history.replaceState(null, "", link);
+  try {
+    await navigator.clipboard.writeText(link);
+    toast("Copied. The link holds no token: who opens it needs one of their own.");
+  } catch {
+    toast("The browser did not allow copying. The link, which holds no token, is in the address bar."); // or plain http
+  }
+}
+
+// Another link was opened in this tab.
+function onLink() {
+  const { filename, token, t } = takeLink();
+  const moment = parseMoment(t);
+  const isHere = filename === state.filename && token === state.token && state.player && !state.failed;
+  if (isHere && !Number.isNaN(moment)) showMomentAt(moment);
+  else location.reload();
+}
+
+function enterToken(event) {
+  event.preventDefault();
+  const token = enteredToken(el("token").value);
+  location.hash = new URLSearchParams({ filename: state.filename, token, t: state.t }).toString();
+}
+
+// ---- Chapters ----
+
+function listChapters() {
+  state.chapters = new Chapters(el("chapters"));
+  for (const [seconds, code, data] of state.recording.marks) {
+    if (code === "m") state.chapters.add({ seconds, label: data });
+    else if (EXIT_CODE.test(data)) state.chapters.done(Number(data));
+  }
+  state.chapters.onjump = (seconds) => {
+    state.hit = -1;
+    jump(seconds);
+    if (isNarrow()) openChapters(false);
+  };
+  el("list").hidden = !state.chapters.size;
+  openChapters(state.chapters.size > 0 && !isNarrow());
+}
+
+function openChapters(open) {
+  el("chapters").hidden = !open;
+  el("list").setAttribute("aria-expanded", open);
+}
+
+// While it plays, going back from the first moments of a chapter means the one before it.
+function stepChapter(by) {
+  state.chapters.step(by, recordedNow() - (by < 0 && state.playing ? BACK_SECONDS : 0));
+}
+
+function isNarrow() {
+  return matchMedia("(max-width: 640px)").matches; // as in style.css: there they lie over the picture
+}
+
+// ---- Search ----
+
+function openSearch() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  el("search").hidden = false;
+  el("find").setAttribute("aria-expanded", "true");
+  el("search-text").select();
+}
+
+function closeSearch() {
+  el("search").hidden = true;
+  el("find").setAttribute("aria-expanded", "false");
+  picture().focus({ preventScroll: true });
+}
+
+function onTyping() {
+  clearTimeout(state.typing);
+  state.typing = setTimeout(search, TYPING_MS);
+}
+
+// Finds what is in the box; true where it is still what is wanted when that is done.
+async function search() {
+  clearTimeout(state.typing);
+  const text = el("search-text").value;
+  Object.assign(state, { hits: [], hit: -1, searched: "" });
+  state.search.stop();
+  showHit(text.trim() ? "Searching" : "");
+  if (!text.trim()) return false;
+  const progress = (part) => showHit(`Searching, ${Math.floor(part * 100)} %`);
+  const found = await state.search.find(text, progress);
+  if (!found) return false;
+  Object.assign(state, { hits: found.hits, searched: text, many: found.more ? " or more" : "" });
+  showHit(found.hits.length ? `${found.hits.length}${state.many} found` : "Not found");
+  return true;
+}
+
+// Jumps to the next (1) or previous (-1) match: of the one that is shown, else of the moment that is.
+async function stepHit(by) {
+  if (el("search-text").value !== state.searched && !(await search())) return;
+  const { hits, hit } = state;
+  if (!hits.length) return;
+  const before = countUpTo(hits, recordedNow() - LATE_SECONDS, ({ seconds }) => seconds);
+  const next = hit >= 0 ? hit + by : by > 0 ? before : before - 1;
+  state.hit = (next + hits.length) % hits.length;
+  showMomentAt(hits[state.hit].seconds);
+  showHit(`${state.hit + 1} of ${hits.length}${state.many}`);
+}
+
+function showHit(count) {
+  el("search-count").textContent = count;
+  el("search-line").textContent = state.hits[state.hit]?.line ?? "";
+  el("search-line").hidden = state.hit < 0;
+}
+
+function onSearchKey(event) {
+  if (event.isComposing) return;
+  if (event.key === "Enter") stepHit(event.shiftKey ? -1 : 1);
+  else if (event.key === "Escape") closeSearch();
+  else return;
+  event.preventDefault();
+}
+
+// ---- Keys ----
+
+const KEYS = {
+  "/": openSearch,
+  "?": () => el("keys").showModal(),
+  "[": () => stepChapter(-1),
+  "]": () => stepChapter(1),
+  Escape: () => (el("search").hidden ? isNarrow() && openChapters(false) : closeSearch()),
+};
+
+// Before the player, which has a list of its keys of its own; and for it, where nothing else has the focus.
+function onKey(event) {
+  if (state.failed || el("keys").open || event.altKey) return;
+  const { key, target } = event;
+  const isTyping = target.closest?.("input, select, textarea");
+  if (event.ctrlKey || event.metaKey) {
+    if (key.toLowerCase() !== "f" || event.shiftKey || target === el("search-text")) return; // again: the browser's own
+    openSearch();
+  } else if (!isTyping && key in KEYS) {
+    KEYS[key]();
+  } else if (target !== document.body || picture().dispatchEvent(new KeyboardEvent(event.type, event))) {
+    return;
+  }
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+function onPlayerClick(event) {
+  if (!event.target.closest(".ap-kbd-button")) return;
+  event.stopPropagation(); // its list lacks ours
+  el("keys").showModal();
+}
+
+function picture() {
+  return el("player").querySelector(".ap-wrapper");
 }
 
 // ---- Start ----
 
-function takeLink() {
-  const query = new URLSearchParams(location.search);
-  const fragment = new URLSearchParams(location.hash.slice(1));
-  for (const name of ["filename", "token"]) state[name] = fragment.get(name) || query.get(name) || "";
-  // A token in the query would be sent, and logged, with every reload; a fragment stays in the browser.
-  const link = new URLSearchParams({ filename: state.filename, token: state.token });
-  if (location.search) history.replaceState(null, "", `${location.pathname}#${link}`);
-}
-
 async function start() {
-  takeLink();
+  Object.assign(state, takeLink());
   el("title").textContent = shortName();
   if (!state.filename) throw new Unplayable("No recording was named", "The link is incomplete: it needs filename=\u2026 and a token.");
   const slow = setTimeout(showProgress, PROGRESS_DELAY_MS, 0, 0);
@@ -339,17 +558,44 @@ async function start() {
   if (state.failed) return;
   state.size = blob.size;
   state.recording = parseRecording(await blob.text());
+  state.search = new TextSearch(state.recording.events);
   el("words").hidden = true;
   el("controls").hidden = false;
-  for (const id of ["speed", "idle", "fit"]) el(id).addEventListener("change", onControls);
+  el("moment").hidden = false;
   chooseFit();
-  createPlayer(!calm());
+  listChapters();
+  const moment = parseMoment(state.t);
+  createPlayer(!calm() && !state.t);
+  if (!Number.isNaN(moment)) jump(moment);
+  else if (state.t) showMomentRemark();
   showTitle();
-  el("player").querySelector(".ap-wrapper").focus({ preventScroll: true });
+  listen();
+  showNow();
+  picture().focus({ preventScroll: true });
+}
+
+function listen() {
+  for (const id of ["speed", "idle", "fit"]) el(id).addEventListener("change", onControls);
+  const clicks = {
+    find: () => (el("search").hidden ? openSearch() : closeSearch()),
+    list: () => openChapters(el("chapters").hidden),
+    help: KEYS["?"],
+    "copy-link": copyLink,
+    "search-next": () => stepHit(1),
+    "search-previous": () => stepHit(-1),
+    "search-close": closeSearch,
+  };
+  for (const [id, action] of Object.entries(clicks)) el(id).addEventListener("click", action);
+  el("search-text").addEventListener("input", onTyping);
+  el("search-text").addEventListener("keydown", onSearchKey);
+  el("player").addEventListener("click", onPlayerClick, true);
+  window.addEventListener("keydown", onKey, true);
+  setInterval(showNow, CLOCK_MS);
 }
 
 el("stuck").remove();
-window.addEventListener("hashchange", () => location.reload());
+el("token-form").addEventListener("submit", enterToken);
+window.addEventListener("hashchange", onLink);
 // What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));

@@ -210,10 +210,13 @@ def test_a_place_inside_a_pause_that_is_cut_is_kept(server: RunningServer, page:
     page.evaluate(f"{PLAYER}.seek(150)")
     until(page, f"{PLAYER}.getCurrentTime() === 150")
     page.get_by_label("Pauses").select_option(label="At most 2 s")
-    until(page, f"{PLAYER}.getDuration() === 4 && {PLAYER}.getCurrentTime() === 4")
+    until(page, f"{PLAYER}.getDuration() === 4 && {PLAYER}.getCurrentTime() === 3")
     page.get_by_label("Pauses").select_option(label="At most 5 s")
     until(page, f"{PLAYER}.getDuration() === 10")
     player_text(page, "start middle")
+    expect(page.locator("#player .ap-term")).not_to_contain_text("end")
+    page.get_by_label("Pauses").select_option(label="In full")
+    until(page, f"{PLAYER}.getCurrentTime() === 150")
 
 
 def test_the_total_is_what_the_clock_counts_to(server: RunningServer, page: Page) -> None:
