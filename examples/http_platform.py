@@ -383,8 +383,12 @@ class PlatformServer(ThreadingHTTPServer):
         with self._lock:
             self._logins.pop(value, None)
 
+    def log_out_everywhere(self, person: str) -> None:
+        with self._lock:
+            self._logins = {value: name for value, name in self._logins.items() if name != person}
+
     def who(self, value: str) -> Person | None:
-        """Whose cookie that is; nobody's, if its owner was offboarded."""
+        """Whose cookie that is; nobody's, if its owner is offboarded."""
         with self._lock:
             name = self._logins.get(value, "")
         return None if self.platform.is_offboarded(name) else PEOPLE.get(name)
@@ -523,9 +527,8 @@ class Handler(BaseHTTPRequestHandler):
         self._go("/", f"{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
 
     def _terminal(self, person: Person, fields: Mapping[str, str]) -> None:
-        places = dict(enumerate(self.server.platform.places))
-        number = fields.get("place", "")
-        place = places.get(int(number) if number.isdecimal() and len(number) < 9 else -1)
+        places = {str(number): place for number, place in enumerate(self.server.platform.places)}
+        place = places.get(fields.get("place", ""))
         if place is None:
             raise Refused(404, "there is no such pod")
         link = self.server.platform.terminal_link(person.name, place)
@@ -537,6 +540,7 @@ class Handler(BaseHTTPRequestHandler):
         if fields.get("name") not in PEOPLE:
             raise Refused(404, "there is no such person")
         self.server.platform.set_offboarded(fields["name"], bool(fields.get("gone")))
+        self.server.log_out_everywhere(fields["name"])
         self._go("/people")
 
     # Bytes.
