@@ -260,8 +260,7 @@ _PODS = """<h1>Pods</h1>
 _POD = """<li><div><h2>{pod}</h2><p>{where}</p><p class="fine">{note}</p></div>
 <form method="post" action="/terminal"><button name="place" value="{number}" class="primary"
  aria-label="Open a terminal in {pod}">Terminal</button></form></li>"""
-_TERMINAL = """<p class="crumbs"><a href="/">Pods</a> <span aria-hidden="true">/</span> {place}</p>
-<iframe src="{link}" title="Terminal in {place}" allow="clipboard-read; clipboard-write"></iframe>"""
+_TERMINAL = '<iframe src="{link}" title="Terminal in {pod}" allow="clipboard-read; clipboard-write"></iframe>'
 _SESSIONS = """<h1>Sessions</h1>
 {audit}
 {table}"""
@@ -298,10 +297,15 @@ def page(title: str, content: Html, person: Person | None = None, path: str = ""
 
 def pods_page(person: Person, places: Sequence[Place]) -> Html:
     pods = [
-        fill(_POD, number=number, pod=place.pod, where=f"{place.namespace} {place.container}", note=place.note)
+        fill(_POD, number=number, pod=place.pod, where=_where(place), note=place.note)
         for number, place in enumerate(places)
     ]
     return page("Pods", fill(_PODS, pods=joined(pods)), person, "/")
+
+
+def _where(place: Place) -> str:
+    names = {"cluster": place.cluster, "namespace": place.namespace, "container": place.container}
+    return ", ".join(f"{kind} {name}" for kind, name in names.items() if name)
 
 
 def sessions_page(person: Person, sessions: Sequence[Mapping[str, Any]]) -> Html:
@@ -328,6 +332,8 @@ def _session_row(person: Person, session: Mapping[str, Any]) -> Html:
 def people_page(person: Person, platform: Platform) -> Html:
     people = []
     for other in PEOPLE.values():
+        if other == person:  # else nobody might be left to take them back
+            continue
         gone = platform.is_offboarded(other.name)
         people.append(
             fill(
@@ -532,12 +538,11 @@ class Handler(BaseHTTPRequestHandler):
         if place is None:
             raise Refused(404, "there is no such pod")
         link = self.server.platform.terminal_link(person.name, place)
-        name = f"{place.namespace}/{place.pod}"
-        self._show(page(place.pod, fill(_TERMINAL, link=link, place=name), person, kind="terminal"))
+        self._show(page(place.pod, fill(_TERMINAL, link=link, pod=place.pod), person, kind="terminal"))
 
     def _offboard(self, person: Person, fields: Mapping[str, str]) -> None:
         _need_auditor(person)
-        if fields.get("name") not in PEOPLE:
+        if fields.get("name") not in PEOPLE.keys() - {person.name}:
             raise Refused(404, "there is no such person")
         self.server.platform.set_offboarded(fields["name"], bool(fields.get("gone")))
         self.server.log_out_everywhere(fields["name"])

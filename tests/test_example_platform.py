@@ -22,6 +22,7 @@ from examples.http_platform import Place, Platform, PlatformServer
 from hooks import verify_token
 from tests.conftest import WAIT_MS
 from tests.support import RunningServer, nothing_left
+from tests.test_accessibility import findings
 from tests.test_pages import SCREEN_TEXT
 from tests.test_player_page import player_text
 
@@ -304,6 +305,28 @@ def test_pages_for_auditors_are_for_nobody_else(web: PlatformServer) -> None:
     assert "There was none yet." in ask(web, "GET", "/sessions", Cookie=cookie).text
     for path in ("/people", "/replay?session=1", "/audit", "/sessions"):
         assert "Who are you?" in ask(web, "GET", path).text
+
+
+def test_auditors_do_not_offboard_themselves(web: PlatformServer) -> None:
+    cookie = cookie_of(web, "carol")
+    assert submit(web, "/offboard", cookie, name="carol", gone="yes").status == 404
+    assert 'value="carol"' not in ask(web, "GET", "/people", Cookie=cookie).text
+
+
+@pytest.mark.parametrize("width", [1440, 375])
+def test_axe_core_finds_nothing_on_the_pages(
+    web: PlatformServer, server: RunningServer, browser: Browser, width: int
+) -> None:
+    call(web, "login", SESSION)
+    page = other_page(browser)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(web.origin)
+    assert findings(page) == []
+    log_in(page, web, "carol")
+    for path in ("", "/sessions", "/people", "/nowhere"):
+        page.goto(f"{web.origin}{path}")
+        assert findings(page) == [], path
+    page.context.close()
 
 
 def claims_of(location: str) -> tuple[str, dict[str, Any]]:
