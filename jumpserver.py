@@ -109,6 +109,8 @@ from k8s_exec import (
     why_lost,
 )
 from recorder import (
+    PACKED_SUFFIX,
+    PackedFile,
     Recorder,
     RecordError,
     RecordFolder,
@@ -116,6 +118,8 @@ from recorder import (
     find_recording,
     is_incomplete,
     mark_incomplete,
+    open_recording,
+    pack,
     playable_size,
     recorded_output,
     recording_name,
@@ -292,6 +296,7 @@ class RecordConfig:
     public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
     max_bytes: int = 2 << 30  # of one recording, at which its session ends; 0: any
     min_free: int = 0  # bytes left below which no session begins; 0: 1 GiB or 5 % of the disk, the smaller
+    compress: bool = False  # whether finished recordings are packed with gzip
 
 
 @dataclass(frozen=True)
@@ -1916,7 +1921,8 @@ class Chores:
         lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
         try:
             path = find_recording(self.config.record_path, info.filename)
-            self._mend(info.session_id, path)
+            if path.suffix != PACKED_SUFFIX:
+                self._mend(info.session_id, path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
@@ -1931,6 +1937,24 @@ class Chores:
             mark_incomplete(path)
         except RecordError as exc:
             log_event("error", session=session_id, error=exc)
+
+    def packs(self) -> bool:
+        """Whether finished recordings are to be packed."""
+        return self.config.Record.compress
+
+    def pack(self, info: SessionInfo, stopped: Callable[[], bool]) -> bool:
+        """Pack a finished recording, unless it could take the space that open sessions need; whether it is done."""
+        try:
+            path = find_recording(self.config.record_path, info.filename)
+        except RecordError:
+            return True  # somebody has removed it
+        try:
+            if path.suffix == PACKED_SUFFIX:
+                return True
+            return self._folder.free() - path.stat().st_size > self._folder.min_free and pack(path, stopped)
+        except (RecordError, OSError) as exc:
+            log_event("error", session=info.session_id, error=exc)
+            return False
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """Hang up a session of a server that has died: how many processes, and whether to try again."""
@@ -2562,7 +2586,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         try:
             path = self._find(filename)
-            file = path.open("rb")
+            file = open_recording(path)
         except (RecordError, OSError):
             self._answer(404, "not found")
             return
@@ -2571,7 +2595,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file, self._outcome(path.stem))
+            self._send_recording(file, self._outcome(session_of(path)))
 
     def _find(self, filename: str) -> Path:
         """A recording's file, here or where a hook has brought it. Raises RecordError when there is none, Refused."""
@@ -2622,7 +2646,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = playable_size(file)
         if outcome == "complete" and is_incomplete(file, size):
             outcome = "cut"
-        status = os.fstat(file.fileno())
+        raw = file.packed if isinstance(file, PackedFile) else file
+        status = os.fstat(raw.fileno())
         packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
             "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',
@@ -2650,6 +2675,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start, end = part
             content_range = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             self._send_part(206, {**headers, **content_range}, file, start, end)
+        elif packed and raw is not file:
+            self._send_part(200, {**headers, "Content-Encoding": "gzip"}, raw, 0, status.st_size)
         elif packed:
             self._send_gzipped(headers, file, size)
         else:
@@ -3557,21 +3584,18 @@ def run_verify(options: argparse.Namespace) -> int:
     return 1 if count else 0
 
 
-def _recorded(root: Path, info: SessionInfo) -> tuple[int, str] | None:
-    """Size and digest of a session's recording; of an open one only that it is there. None: it is not.
-
-    Raises RecordError when it cannot be read.
-    """
+def _recorded(root: Path, info: SessionInfo) -> tuple[int, str]:
+    """Size and digest of a session's recording; nothing of an open one but that it is there. Raises OSError."""
     try:
         path = find_recording(root, info.filename)
-    except RecordError:
-        return None
+    except RecordError as exc:
+        raise FileNotFoundError(str(exc)) from exc
     if info.logout_at is None:
         return 0, ""
     try:
         found = examine(path)
-    except RecordError:
-        found = examine(find_recording(root, info.filename))  # it may have been packed meanwhile
+    except RecordError as exc:
+        raise OSError(str(exc)) from exc
     return found.size, found.sha256
 
 
@@ -3584,7 +3608,8 @@ def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
         info = ledger.session(session_of(path))
         with contextlib.suppress(OSError):  # it is being packed, or retired
             is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
-            if not is_new and (info is None or _own_recording(root, info) != path.resolve()):
+            own = _own_recording(root, info) if info else None
+            if not is_new and (own is None or own.parent != path.resolve().parent):  # for a moment, it has both forms
                 yield f"{path} is the recording of no session in the ledger"
 
 
