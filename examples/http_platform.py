@@ -267,7 +267,7 @@ _SESSIONS = """<h1>Sessions</h1>
 _AUDIT = """<p class="fine">What this platform was told. <a href="/audit">All sessions</a> can be searched, watched and
 ended at the jumpserver.</p>"""
 _TABLE = """<div class="scroll" tabindex="0" role="region" aria-label="Sessions"><table>
-<thead><tr><th>Person</th><th>Pod</th><th>From</th><th>Began (UTC)</th><th>Lasted</th><th>State</th><th></th></tr>
+<thead><tr><th>Person</th><th>Pod</th><th>From</th><th>Began (UTC)</th><th>Lasted</th><th>State</th><td></td></tr>
 </thead>
 <tbody>{rows}</tbody></table></div>"""
 _ROW = """<tr><td>{user}</td><td>{place}</td><td>{address}</td><td>{began}</td><td>{lasted}</td>
