@@ -1230,13 +1230,13 @@ class Proof:
     def __init__(
         self,
         ledger: Ledger,
-        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        examine: Callable[[SessionInfo], tuple[int, str]],
         *,
         head: str = "",
         since: float = 0.0,
         step: Callable[[str, int, int], None] = lambda what, done, of: None,
     ) -> None:
-        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+        """``examine`` reads a recording: its size and SHA-256; FileNotFoundError, or OSError if it cannot be read.
 
         ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
         whose sessions ended before; ``step`` is told how far it has come.
@@ -1292,19 +1292,23 @@ class Proof:
         is_open = info.logout_at is None
         if not is_open and _number(info.logout_at) < self._since:
             return
-        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
-        self.retired += "retired" in kinds
-        self.recordings += found is not None
-        if found is None:
-            if "retired" not in kinds:
+        is_retired, name = "retired" in kinds, f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += is_retired
+        try:
+            size, sha256 = self._examine(info)
+        except FileNotFoundError:
+            if not is_retired:
                 yield f"{name} is missing"
-        elif "retired" in kinds:
+            return
+        except OSError as exc:
+            yield f"{name} cannot be read: {exc}"
+            return
+        self.recordings += 1
+        if is_retired:
             yield f"{name} was retired, and is still there"
-        elif is_open:
-            pass
-        elif info.size is not None and found[0] != info.size:
-            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
-        elif found[1] != info.sha256:
+        elif not is_open and info.size not in (None, size):
+            yield f"{name} is {'longer' if size > _number(info.size) else 'shorter'}: {size} bytes, not {info.size}"
+        elif not is_open and sha256 != info.sha256:
             yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
 
 

@@ -260,15 +260,14 @@ _PODS = """<h1>Pods</h1>
 _POD = """<li><div><h2>{pod}</h2><p>{where}</p><p class="fine">{note}</p></div>
 <form method="post" action="/terminal"><button name="place" value="{number}" class="primary"
  aria-label="Open a terminal in {pod}">Terminal</button></form></li>"""
-_TERMINAL = """<p class="crumbs"><a href="/">Pods</a> <span aria-hidden="true">/</span> {place}</p>
-<iframe src="{link}" title="Terminal in {place}" allow="clipboard-read; clipboard-write"></iframe>"""
+_TERMINAL = '<iframe src="{link}" title="Terminal in {pod}" allow="clipboard-read; clipboard-write"></iframe>'
 _SESSIONS = """<h1>Sessions</h1>
 {audit}
 {table}"""
 _AUDIT = """<p class="fine">What this platform was told. <a href="/audit">All sessions</a> can be searched, watched and
 ended at the jumpserver.</p>"""
 _TABLE = """<div class="scroll" tabindex="0" role="region" aria-label="Sessions"><table>
-<thead><tr><th>Person</th><th>Pod</th><th>From</th><th>Began (UTC)</th><th>Lasted</th><th>State</th><th></th></tr>
+<thead><tr><th>Person</th><th>Pod</th><th>From</th><th>Began (UTC)</th><th>Lasted</th><th>State</th><td></td></tr>
 </thead>
 <tbody>{rows}</tbody></table></div>"""
 _ROW = """<tr><td>{user}</td><td>{place}</td><td>{address}</td><td>{began}</td><td>{lasted}</td>
@@ -298,10 +297,15 @@ def page(title: str, content: Html, person: Person | None = None, path: str = ""
 
 def pods_page(person: Person, places: Sequence[Place]) -> Html:
     pods = [
-        fill(_POD, number=number, pod=place.pod, where=f"{place.namespace} {place.container}", note=place.note)
+        fill(_POD, number=number, pod=place.pod, where=_where(place), note=place.note)
         for number, place in enumerate(places)
     ]
     return page("Pods", fill(_PODS, pods=joined(pods)), person, "/")
+
+
+def _where(place: Place) -> str:
+    names = {"cluster": place.cluster, "namespace": place.namespace, "container": place.container}
+    return ", ".join(f"{kind} {name}" for kind, name in names.items() if name)
 
 
 def sessions_page(person: Person, sessions: Sequence[Mapping[str, Any]]) -> Html:
@@ -328,6 +332,8 @@ def _session_row(person: Person, session: Mapping[str, Any]) -> Html:
 def people_page(person: Person, platform: Platform) -> Html:
     people = []
     for other in PEOPLE.values():
+        if other == person:  # else nobody might be left to take them back
+            continue
         gone = platform.is_offboarded(other.name)
         people.append(
             fill(
@@ -383,8 +389,12 @@ class PlatformServer(ThreadingHTTPServer):
         with self._lock:
             self._logins.pop(value, None)
 
+    def log_out_everywhere(self, person: str) -> None:
+        with self._lock:
+            self._logins = {value: name for value, name in self._logins.items() if name != person}
+
     def who(self, value: str) -> Person | None:
-        """Whose cookie that is; nobody's, if its owner was offboarded."""
+        """Whose cookie that is; nobody's, if its owner is offboarded."""
         with self._lock:
             name = self._logins.get(value, "")
         return None if self.platform.is_offboarded(name) else PEOPLE.get(name)
@@ -523,20 +533,19 @@ class Handler(BaseHTTPRequestHandler):
         self._go("/", f"{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
 
     def _terminal(self, person: Person, fields: Mapping[str, str]) -> None:
-        places = dict(enumerate(self.server.platform.places))
-        number = fields.get("place", "")
-        place = places.get(int(number) if number.isdecimal() and len(number) < 9 else -1)
+        places = {str(number): place for number, place in enumerate(self.server.platform.places)}
+        place = places.get(fields.get("place", ""))
         if place is None:
             raise Refused(404, "there is no such pod")
         link = self.server.platform.terminal_link(person.name, place)
-        name = f"{place.namespace}/{place.pod}"
-        self._show(page(place.pod, fill(_TERMINAL, link=link, place=name), person, kind="terminal"))
+        self._show(page(place.pod, fill(_TERMINAL, link=link, pod=place.pod), person, kind="terminal"))
 
     def _offboard(self, person: Person, fields: Mapping[str, str]) -> None:
         _need_auditor(person)
-        if fields.get("name") not in PEOPLE:
+        if fields.get("name") not in PEOPLE.keys() - {person.name}:
             raise Refused(404, "there is no such person")
         self.server.platform.set_offboarded(fields["name"], bool(fields.get("gone")))
+        self.server.log_out_everywhere(fields["name"])
         self._go("/people")
 
     # Bytes.

@@ -7,8 +7,8 @@ The environment names the bucket, ``RECORDINGS_BUCKET``. Endpoint, region and cr
 finds them: in ``AWS_ENDPOINT_URL_S3``, ``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, in its files, or from
 the cloud. The key of an object is the path of the recording below the record folder.
 
-No session waits for an upload. One that fails is tried again, with the pauses of ``on_logout``, for a day. A recording
-may be removed here once its logout is done with: the column ``todo`` of its session in the ledger is 0 then.
+No session waits for an upload. One that fails is tried again, with the pauses of ``on_logout``, for a day. What
+``jumpserver.py retire`` removes here can be played from the store as long as it lies there.
 """
 
 from __future__ import annotations

@@ -140,6 +140,21 @@ def test_a_finished_recording_is_uploaded_and_played_from_there_when_it_is_gone(
     assert "Traceback" not in server.log() and "S3CRET" not in server.log()
 
 
+def test_so_is_one_that_the_server_packs(store: Store, cluster: StandIn, tmp_path: Path) -> None:
+    hooks_file = EXAMPLE.read_text()
+    with Program(tmp_path, cluster, hooks_file=hooks_file, record_lines="compress = true") as server:
+        with server.connect() as terminal:
+            terminal.type("echo kept-$((40 + 2)); exit\n")
+            terminal.wait_end()
+        wait_until(lambda: list(server.config.record_path.rglob("*.cast.gz")), "the packed recording")
+        server.wait_settled()
+        (name,) = store.keys()
+        data = store.read(name)
+        assert name.endswith(".cast") and hashlib.sha256(data).hexdigest() == server.rows()[0]["sha256"]
+        (server.config.record_path / f"{name}.gz").unlink()
+        assert play(server, name) == (200, data.decode())
+
+
 def test_what_is_neither_here_nor_there_is_not_found(store: Store, server: Program) -> None:
     name, _ = recorded_session(server)
     server.wait_settled()
