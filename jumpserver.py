@@ -3466,6 +3466,8 @@ def run_grep(options: argparse.Namespace) -> int:
                         progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
             except FileNotFoundError:
                 continue  # retired meanwhile
+            except BrokenPipeError:  # of the output
+                raise
             except OSError as exc:
                 failures += 1
                 progress.close()
@@ -3487,19 +3489,19 @@ def _chosen_recordings(config: Config, options: argparse.Namespace) -> Iterator[
 def run_transcript(options: argparse.Namespace) -> int:
     """``transcript``"""
     path = Path(options.file)
-    if not path.is_file():
+    if not os.path.isfile(path):
         root = load_config(options.jumpserver).record_path
         try:
             path = find_recording(root, options.file)
         except RecordError:
-            path = find_recording(root, str(recording_path(root, options.file).relative_to(root)))
+            path = find_recording(root, str(recording_path(root, options.file)))
     try:
         with open_recording(path) as file:
             for line in transcript(file):
                 print(line)
+    except BrokenPipeError:  # of the output
+        raise
     except OSError as exc:
-        if isinstance(exc, BrokenPipeError):
-            raise
         print(f"jumpserver: {path}: {exc.strerror}", file=sys.stderr)
         return 2
     return 0

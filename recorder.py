@@ -657,7 +657,7 @@ _NEXT_EVENT = (
 )
 _ESC = rb"\\u001[bB]"
 _SEQUENCE = (  # ECMA-48, sections 5.3, 5.4 and 5.6: control sequences, control strings, all others
-    rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*)?(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
+    rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*){0,4}(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
     rb"|%(esc)b[\]P_X^][^\\\"\n]*(?:\\(?!u001[bB]|u0007)[^\n][^\\\"\n]*)*"  # ends before ESC or BEL, which are next
     rb"|%(esc)b(?:[ !#-/]|\\\")*(?:[0-OQ-WYZ`-~]|\\\\)"
 ) % {b"esc": _ESC, b"next": _NEXT_EVENT}
@@ -860,9 +860,11 @@ def transcript(file: BinaryIO) -> Iterator[str]:
     Lines are as they stood when they were left: progress bars in their last state, typing mistakes mended. Programs
     that draw the whole screen are only mentioned, and so are the server's own words, in brackets.
     """
+    if not file.readline(_LINE_LIMIT_BYTES).startswith(b"{"):
+        raise OSError(errno.EILSEQ, "it is no asciicast")
     paper = _Paper()
     while line := file.readline(_LINE_LIMIT_BYTES):
-        if not line.startswith(b"["):  # the header, or the rest of what is too long
+        if not line.startswith(b"["):  # the rest of what is too long
             continue
         try:
             _, code, data = json.loads(line.decode("utf-8", "replace"), strict=False)
