@@ -20,6 +20,7 @@ const READABLE_PX = 6; // the narrowest that a character may be fitted to
 const TEXT_PX = { small: 11.25, none: 15, large: 22.5 }; // where the text is not fitted
 const CLOCK_MS = 200; // between two looks at the player's clock
 const LATE_SECONDS = 0.0005; // a jump ends so long after the moment, so that no rounding leaves out what was printed then
+const STEP_CHARACTERS = 1 << 20; // of output, that a jump draws at one go
 const BACK_SECONDS = 1; // a chapter that plays for less is not what "previous" means
 const TYPING_MS = 250; // without a key, then what was typed is searched for
 const TOAST_MS = 4000;
@@ -37,6 +38,7 @@ const state = {
   size: 0, // of the file, in bytes
   player: null,
   playing: false,
+  target: 0, // seconds in the recording, that the last jump went to
   moving: null, // where a new player goes on: {at, playing}; null once it does
   second: -1, // of the recording, that the clock shows
   chapters: null,
@@ -142,7 +144,19 @@ function parseRecording(text) {
     throw new Unplayable("Nothing was printed", "The session was recorded, but it ended before anything appeared in its terminal.");
   }
   const size = playableSize(header.width ?? header.term?.cols, header.height ?? header.term?.rows);
-  return { header, ...size, events: barMarks(events.map(playableEvent)), marks, seconds: events[events.length - 1][0] / 1000 };
+  return { header, ...size, events: barMarks(events.map(playableEvent)), marks, rests: restTimes(events), seconds: events[events.length - 1][0] / 1000 };
+}
+
+// The times, in seconds, at which a long way through the recording is interrupted.
+function restTimes(events) {
+  let length = 0;
+  const isRest = ([, code, data]) => {
+    if (code === "o") length += data.length;
+    if (length < STEP_CHARACTERS) return false;
+    length = 0;
+    return true;
+  };
+  return events.filter(isRest).map(([time]) => time / 1000);
 }
 
 // The events with no more markers than the player's bar has room for.
@@ -245,19 +259,29 @@ function recordedNow() {
   return state.moving?.at ?? state.timeline.recorded(state.player.getCurrentTime() ?? 0);
 }
 
-// Goes to a time in the recording, and plays on if it plays.
-function jump(seconds) {
+// Goes to a time in the recording, and plays on if it plays. The player draws all output on the way at one go, so a long
+// way is gone in steps, between which the page lives; a later jump ends this one.
+async function jump(seconds) {
   const at = Math.min(seconds + LATE_SECONDS, state.recording.seconds);
+  const { player, timeline } = state;
   if (state.moving) state.moving.at = at;
   el("player").classList.add("started");
-  return state.player.seek(state.timeline.shown(at));
+  state.target = at;
+  const now = recordedNow();
+  const begin = at < now ? 0 : now; // back means anew
+  for (const rest of state.recording.rests.filter((time) => time > begin && time < at)) {
+    await player.seek(timeline.shown(rest));
+    await new Promise((resolve) => setTimeout(resolve));
+    if (state.target !== at || state.player !== player) return;
+  }
+  await player.seek(timeline.shown(at));
 }
 
 // Goes to a time in the recording to look at it.
 function showMomentAt(seconds) {
   if (state.moving) state.moving.playing = false;
   state.player.pause();
-  return jump(seconds);
+  jump(seconds);
 }
 
 function calm() {
@@ -488,7 +512,7 @@ async function stepHit(by) {
   if (el("search-text").value !== state.searched && !(await search())) return;
   const { hits, hit } = state;
   if (!hits.length) return;
-  const before = countUpTo(hits, recordedNow() - LATE_SECONDS, ({ seconds }) => seconds);
+  const before = countUpTo(hits, recordedNow() - 2 * LATE_SECONDS, ({ seconds }) => seconds);
   const next = hit >= 0 ? hit + by : by > 0 ? before : before - 1;
   state.hit = (next + hits.length) % hits.length;
   showMomentAt(hits[state.hit].seconds);
