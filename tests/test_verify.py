@@ -149,7 +149,7 @@ def test_recordings_that_no_session_has_are_named(site: Site, monkeypatch: pytes
     (site.records / "notes.txt").write_text("no recording")
     assert site.faults() == []  # which may be of sessions that are about to begin
     monkeypatch.setattr(jumpserver, "_LOGIN_SECONDS", 0.0)
-    found = list(jumpserver._unknown_recordings(site.ledger, site.records))
+    found = list(jumpserver._unknown_recordings(site.ledger, site.records, jumpserver.Progress()))
     assert sorted(found) == sorted(f"{path} is the recording of no session in the ledger" for path in strange)
 
 
