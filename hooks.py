@@ -7,7 +7,8 @@ Hooks run on the threads of the sessions and requests, ``on_logout`` and ``on_he
 A hook refuses a user by raising ``Denied`` with a sentence that the user may read, and says with ``HookError`` that it
 could not do its work; any other exception is logged with its traceback and refuses the user politely.
 
-Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; ``Keeper``.
+Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; its chain and the
+``Proof`` of it; ``Keeper``.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ __all__ = [
     "Ask",
     "Command",
     "CommandQuery",
+    "Database",
     "Denied",
     "Entry",
     "HookError",
@@ -56,9 +58,11 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Proof",
+    "Rows",
     "SessionInfo",
     "SessionQuery",
     "TokenAuthData",
+    "Unfinished",
     "cursor",
     "load_hooks",
     "log_event",
@@ -497,7 +501,7 @@ CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 CREATE TABLE IF NOT EXISTS entries (
     number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
     json TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number);
 CREATE TABLE IF NOT EXISTS asked (
     session_id TEXT NOT NULL, what TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (session_id, what, "by"));
@@ -787,6 +791,7 @@ class Ledger:
             self.need_room()
 
     def need_room(self) -> None:
+        """Raises LedgerError where the disk has no room for another session."""
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _ROOM_BYTES:
             raise LedgerError(f"db in [Audit]: {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
@@ -966,7 +971,8 @@ class Ledger:
 
     def asked(self) -> list[Ask]:
         """What was asked of this server's sessions, each time once; also of those that it has adopted."""
-        mine = "FROM asked WHERE session_id IN (SELECT session_id FROM sessions WHERE server = ?)"
+        is_mine = "SELECT 1 FROM sessions WHERE session_id = asked.session_id AND server = ?"
+        mine = f"FROM asked WHERE EXISTS ({is_mine})"
         with self.reading() as db:
             if db.execute(f"SELECT 1 {mine}", (self.server,)).fetchone() is None:  # nearly always
                 return []
@@ -1132,7 +1138,7 @@ def _columns(info: SessionInfo, names: Iterable[str]) -> dict[str, Any]:
 
 def _words(row: Mapping[str, Any]) -> str:
     """What a search looks at, a line a column."""
-    return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
+    return "\n".join(str(row.get(name) or "") for name in _SEARCHED).lower()
 
 
 def _last_command(db: Database) -> int:
@@ -1166,7 +1172,9 @@ def _session_info(row: Mapping[str, Any]) -> SessionInfo:
 
 def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: the columns must do
-        return dict(json.loads(row["info"] or "{}"))
+        kept = dict(json.loads(row["info"] or "{}"))
+        if isinstance(kept.get("command", []), list) and isinstance(kept.get("extra", {}), dict):
+            return kept
     return {}
 
 
@@ -1336,7 +1344,7 @@ def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str
 
 def _number(value: object) -> float:
     """A number that may have been tampered with; 0 for what is none."""
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and abs(value) <= _INTEGER_MAX else 0
 
 
 # -- the keeper -------------------------------------------------------------------------------------------------------
@@ -1538,7 +1546,8 @@ class Keeper:
         try:
             head = self._hooks.ledger.head()
         except LedgerError as exc:
-            log_event("error", error=exc)
+            if not self.trouble:
+                log_event("error", error=exc)
             return
         if head != self._head:
             self._head = head

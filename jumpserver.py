@@ -3689,7 +3689,8 @@ def run_verify(options: argparse.Namespace) -> int:
             step=progress.step,
         )
         count = 0
-        for finding in itertools.chain(proof.findings(), _unknown_recordings(ledger, config.record_path)):
+        unknown = _unknown_recordings(ledger, config.record_path, progress)
+        for finding in itertools.chain(proof.findings(), unknown):
             count += 1
             progress.print(visible(finding))
         progress.print(
@@ -3717,9 +3718,10 @@ def _recorded(root: Path, info: SessionInfo) -> tuple[int, str]:
 _LOGIN_SECONDS = 60.0  # at most between a recording's beginning and its row
 
 
-def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
+def _unknown_recordings(ledger: Ledger, root: Path, progress: Progress) -> Iterator[str]:
     """The recordings of which no session says that they are its own."""
-    for path in recordings(root):
+    for number, path in enumerate(recordings(root), 1):
+        progress.step("files", number, 0)
         info = ledger.session(session_of(path))
         with contextlib.suppress(OSError):  # it is being packed, or retired
             is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
