@@ -319,7 +319,7 @@ def test_who_takes_gzip_gets_the_file_as_it_lies(server: RunningServer) -> None:
     assert (head.headers["Content-Length"], nothing) == (str(len(plain)), b"")
 
 
-@pytest.mark.parametrize("wanted", ["0-9", "100000-100999", "200000-", "-50", "0-", "5-99999999"])
+@pytest.mark.parametrize("wanted", ["0-9", "100000-100999", "150000-", "-50", "0-", "5-99999999"])
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
 def test_a_range_is_one_of_the_plain_text(server: RunningServer, wanted: str, coding: str) -> None:
     name, plain, _ = packed_on(server)
