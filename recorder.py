@@ -661,8 +661,8 @@ _SEARCH_WINDOW_BYTES = 1 << 18  # what a match and its line may take to each sid
 _SEQUENCE_BYTES = 1 << 12  # before a match, in which an escape sequence is looked for that it is a part of
 _AROUND_CHARACTERS = 500  # of the line, to each side of the match
 # What may stand between two letters of a text and is not shown, as it stands in the file, where the pod's output is
-# inside of JSON strings. No part of it can be taken for another, and how many there may be is limited: nothing is looked
-# at again and again.
+# inside of JSON strings. No part of it can be taken for another, and how many there may be is limited: nothing is
+# looked at again and again.
 _NEXT_EVENT = (
     rb'"[ \t]{0,8}\][ \t\r]{0,8}\n'
     rb'(?:\[[^"\n]{0,64}"[^o"\n]"[^\n]*\n){0,16}'  # other events than output
@@ -863,6 +863,7 @@ _TOKENS = re.compile(
 _STRING_END = re.compile(r"[\x07\x18\x1a\x1b\x9c]")
 _BEGUN = re.compile(r"(?:\x1b|\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PERHAPS_WIDE = re.compile(r"[\u1100-\U0010ffff]")
 _ROWS_CHANGE = "ABEFHSTdf"  # final characters of control sequences that leave the line
 _ALTERNATE_SCREEN = {"?47", "?1047", "?1049"}
 
@@ -905,16 +906,15 @@ class _Paper:
         """Take output; returns the lines that are done."""
         text = self._whole(self._begun + text)
         for token in _TOKENS.finditer(text):
-            if token["control"]:
-                yield from self._control(token["control"])
-            elif token["string"]:
+            kind = token.lastgroup
+            if kind == "control":
+                yield from self._control(token[0])
+            elif kind == "string":
                 self._in_string = token.end() == len(text)
-            elif self._full_screen:
-                continue
-            elif token["text"]:
-                yield from self._write(token["text"])
-            elif token["character"]:
-                yield from self._move(token["character"])
+            elif kind == "text" and not self._full_screen:
+                yield from self._write(token[0])
+            elif kind == "character" and not self._full_screen:
+                yield from self._move(token[0])
 
     def end(self) -> Iterator[str]:
         """The line in which the output ended."""
@@ -933,7 +933,7 @@ class _Paper:
         return text[:begin] if is_begun else text
 
     def _write(self, text: str) -> Iterator[str]:
-        cells = text if text.isascii() else "".join(map(_cells_of, text))
+        cells = _PERHAPS_WIDE.sub(_cells_of, text)
         while cells:
             part, cells = cells[: _TEXT_LINE_CHARACTERS - self._column], cells[_TEXT_LINE_CHARACTERS - self._column :]
             self._cells = self._cells.ljust(self._column)
@@ -990,5 +990,5 @@ class _Paper:
         return line
 
 
-def _cells_of(character: str) -> str:
-    return f"{character}\0" if unicodedata.east_asian_width(character) in "WF" else character
+def _cells_of(character: re.Match[str]) -> str:
+    return f"{character[0]}\0" if unicodedata.east_asian_width(character[0]) in "WF" else character[0]
