@@ -7,7 +7,8 @@ Hooks run on the threads of the sessions and requests, ``on_logout`` and ``on_he
 A hook refuses a user by raising ``Denied`` with a sentence that the user may read, and says with ``HookError`` that it
 could not do its work; any other exception is logged with its traceback and refuses the user politely.
 
-Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; ``Keeper``.
+Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; its chain and the
+``Proof`` of it; ``Keeper``.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ __all__ = [
     "Ask",
     "Command",
     "CommandQuery",
+    "Database",
     "Denied",
     "Entry",
     "HookError",
@@ -56,9 +58,11 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Proof",
+    "Rows",
     "SessionInfo",
     "SessionQuery",
     "TokenAuthData",
+    "Unfinished",
     "cursor",
     "load_hooks",
     "log_event",
@@ -497,7 +501,7 @@ CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 CREATE TABLE IF NOT EXISTS entries (
     number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
     json TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number);
 CREATE TABLE IF NOT EXISTS asked (
     session_id TEXT NOT NULL, what TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (session_id, what, "by"));
@@ -547,6 +551,7 @@ _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remo
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
 _ENTRY_LIMIT_CHARACTERS = 4096  # of a text that others hand in for an entry
+_CACHE_BYTES = 32 << 20  # for searches through 100,000 sessions; is taken as it is needed
 _LOCKED_SECONDS = 0.5  # for a file that another process has locked
 _STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
 _ALONE_SECONDS = 5.0
@@ -674,6 +679,8 @@ class Ledger:
     ``adopt``, ``need_room``, ``reading`` and ``transaction``.
     """
 
+    LIKE = "LIKE"  # the operator that takes no heed of upper and lower case
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.server = uuid.uuid4().hex  # names this server among those that share the file
@@ -724,6 +731,7 @@ class Ledger:
         )
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA cache_size=-{_CACHE_BYTES >> 10}")
         tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()  # makes the write-ahead log
         self._identity = _identity(self.path)  # of files that stay while it is open
         with self.transaction() as db:
@@ -783,6 +791,7 @@ class Ledger:
             self.need_room()
 
     def need_room(self) -> None:
+        """Raises LedgerError where the disk has no room for another session."""
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _ROOM_BYTES:
             raise LedgerError(f"db in [Audit]: {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
@@ -927,10 +936,15 @@ class Ledger:
         where = _Where()
         if query.state:
             where.add("logout_at IS NULL" if query.state == "open" else "logout_at IS NOT NULL")
+        # The one index that is likely to lead to the fewest rows; SQLite would take any, and so it sees no other.
+        narrow = query.state == "open"
         for name, text in (("pod_name", query.pod), ("user", query.user), ("namespace", query.namespace)):
-            where.equals(name, text)
+            if text:
+                narrow = narrow or (name == "namespace" and bool(query.q))
+                where.add(f"\"{name}\" || '' = ?" if narrow else f'"{name}" = ?', text)
+                narrow = True
         where.within("login_at", query.since, query.until)
-        where.contains("words", query.q.lower())
+        where.contains(f"words {self.LIKE}", query.q.lower())
         if query.before:
             last = "SELECT login_at, session_id FROM sessions WHERE session_id = ?"
             where.add(f"(login_at, session_id) < ({last})", query.before)
@@ -957,7 +971,8 @@ class Ledger:
 
     def asked(self) -> list[Ask]:
         """What was asked of this server's sessions, each time once; also of those that it has adopted."""
-        mine = "FROM asked WHERE session_id IN (SELECT session_id FROM sessions WHERE server = ?)"
+        is_mine = "SELECT 1 FROM sessions WHERE session_id = asked.session_id AND server = ?"
+        mine = f"FROM asked WHERE EXISTS ({is_mine})"
         with self.reading() as db:
             if db.execute(f"SELECT 1 {mine}", (self.server,)).fetchone() is None:  # nearly always
                 return []
@@ -988,9 +1003,10 @@ class Ledger:
     def commands(self, query: CommandQuery) -> list[tuple[Command, SessionInfo]]:
         """The commands that match and their sessions, the newest first, ``query.limit`` at most."""
         where = _Where()
-        where.equals("user", query.user)
+        if query.user:
+            where.add('"user" = ?', query.user)
         where.within("time", query.since, query.until)
-        where.contains("lower(text)", query.q)
+        where.contains(f"text {self.LIKE}", query.q)
         if query.before:
             number = int(query.before) if query.before.isdecimal() and len(query.before) < 19 else 0
             where.add("(time, number) < (SELECT time, number FROM commands WHERE number = ?)", number)
@@ -1068,12 +1084,7 @@ class _Where:
     def add(self, condition: str, *values: object) -> None:
         """One more that has to hold."""
         self._conditions.append(condition)
-        self.values += map(_short, values)
-
-    def equals(self, name: str, text: str) -> None:
-        """Where there is a text, the column is that text."""
-        if text:
-            self.add(f'"{name}" = ?', text)
+        self.values += map(_storable, values)
 
     def within(self, name: str, since: float | None, until: float | None) -> None:
         """The column lies between two times; None: no end."""
@@ -1082,11 +1093,11 @@ class _Where:
         if until is not None:
             self.add(f"{name} <= ?", until)
 
-    def contains(self, name: str, part: str) -> None:
-        """The text has that part; ``%`` and ``_`` in it stand for themselves."""
+    def contains(self, like: str, part: str) -> None:
+        """The text that is ``like`` has that part; ``%`` and ``_`` in it stand for themselves."""
         if part:
-            escaped = re.sub(r"([\\%_])", r"\\\1", part)
-            self.add(f"{name} LIKE lower(?) ESCAPE '\\'", f"%{escaped}%")
+            escaped = re.sub(r"([\\%_])", r"\\\1", str(_short(part)))
+            self.add(f"{like} ? ESCAPE '\\'", f"%{escaped}%")
 
 
 def _row(found: Rows) -> dict[str, Any]:
@@ -1127,7 +1138,7 @@ def _columns(info: SessionInfo, names: Iterable[str]) -> dict[str, Any]:
 
 def _words(row: Mapping[str, Any]) -> str:
     """What a search looks at, a line a column."""
-    return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
+    return "\n".join(str(row.get(name) or "") for name in _SEARCHED).lower()
 
 
 def _last_command(db: Database) -> int:
@@ -1161,7 +1172,9 @@ def _session_info(row: Mapping[str, Any]) -> SessionInfo:
 
 def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: the columns must do
-        return dict(json.loads(row["info"] or "{}"))
+        kept = dict(json.loads(row["info"] or "{}"))
+        if isinstance(kept.get("command", []), list) and isinstance(kept.get("extra", {}), dict):
+            return kept
     return {}
 
 
@@ -1331,7 +1344,7 @@ def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str
 
 def _number(value: object) -> float:
     """A number that may have been tampered with; 0 for what is none."""
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and abs(value) <= _INTEGER_MAX else 0
 
 
 # -- the keeper -------------------------------------------------------------------------------------------------------
@@ -1533,7 +1546,8 @@ class Keeper:
         try:
             head = self._hooks.ledger.head()
         except LedgerError as exc:
-            log_event("error", error=exc)
+            if not self.trouble:
+                log_event("error", error=exc)
             return
         if head != self._head:
             self._head = head

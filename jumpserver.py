@@ -73,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 from hooks import (
     LIMIT_MAXIMUM,
     SECRET_MINIMUM_BYTES,
+    CommandQuery,
     Denied,
     HookError,
     Hooks,
@@ -126,7 +127,10 @@ from recorder import (
     recording_path,
     recordings,
     repair,
+    search,
+    search_pattern,
     session_of,
+    transcript,
 )
 
 if sys.version_info >= (3, 11):
@@ -3443,6 +3447,8 @@ def _is_readable(sock: socket.socket) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C, or run a command. Returns the exit status: 2 for what must be mended first."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # foreign text, whatever the locale can say
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -3476,6 +3482,14 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_command(commands, "commands", run_commands, "print what was run: time, user, pod, command")
     _add_filters(command)
     command.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="text that the command has in it")
+
+    command = _add_command(commands, "grep", run_grep, "print which recordings showed a text: session, second, line")
+    _add_filters(command)
+    command.add_argument("--ignore-case", action="store_true", help="take upper and lower case for the same")
+    command.add_argument("pattern", metavar="PATTERN", help="the text; no character of it has a meaning of its own")
+
+    command = _add_command(commands, "transcript", run_transcript, "print a session as plain text")
+    command.add_argument("file", metavar="FILE", help="a recording, its name in the ledger, or the id of its session")
 
     command = _add_command(commands, "verify", run_verify, "hold ledger and recordings against the chain")
     command.add_argument("--head", default="", help="a head of the chain from the log or a logout: it must be in there")
@@ -3556,10 +3570,84 @@ def _hooks_class(config: Config) -> type[Hooks]:
     return load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
 
 
+_PAGE_ROWS = 500  # of the ledger, at a time
+
+
 def run_commands(options: argparse.Namespace) -> int:
-    """``commands``"""
-    with opened_ledger(load_config(options.jumpserver)):
-        return 0
+    """``commands``: a line for each, the newest first."""
+    query = CommandQuery(q=options.pattern, user=options.user, since=options.since, limit=_PAGE_ROWS)
+    with opened_ledger(load_config(options.jumpserver)) as ledger:
+        while found := ledger.commands(query):
+            for command, info in found:
+                when = datetime.fromtimestamp(info.login_at + command.seconds).isoformat(" ", "seconds")
+                who, where = info.auth.user or "-", f"{info.auth.namespace}/{info.auth.pod_name}"
+                print(when, visible(who), visible(where), visible(command.text))
+            query = dataclasses.replace(query, before=cursor(found[-1][0]))
+    return 0
+
+
+def run_grep(options: argparse.Namespace) -> int:
+    """``grep``: exit status 0 if something was found, 1 if not, 2 if a recording could not be read, as of grep."""
+    config = load_config(options.jumpserver)
+    if not options.pattern or "\n" in options.pattern:
+        raise ConfigError("PATTERN must be one line of text")
+    pattern = search_pattern(options.pattern, ignore_case=options.ignore_case)
+    searched = hits = failures = 0
+
+    with contextlib.closing(Progress()) as progress:
+
+        def step(count: int) -> None:
+            nonlocal searched
+            searched += count
+            progress.step("MB searched", searched // 10**6, 0)
+
+        for path in _chosen_recordings(config, options):
+            try:
+                with open_recording(path) as file:
+                    for found in search(file, pattern, step, ignore_case=options.ignore_case):
+                        hits += 1
+                        progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
+            except FileNotFoundError:
+                continue  # retired meanwhile
+            except BrokenPipeError:  # of the output
+                raise
+            except OSError as exc:
+                failures += 1
+                progress.close()
+                print(f"jumpserver: {path}: {exc.strerror}", file=sys.stderr)
+    return 2 if failures else 0 if hits else 1
+
+
+def _chosen_recordings(config: Config, options: argparse.Namespace) -> Iterator[Path]:
+    """The recordings of the sessions in the ledger that the options choose; without options, all that lie there."""
+    if not options.user and options.since is None:
+        yield from recordings(config.record_path)
+        return
+    with opened_ledger(config) as ledger:
+        for info in _sessions(ledger, SessionQuery(user=options.user, since=options.since, limit=_PAGE_ROWS)):
+            with contextlib.suppress(RecordError):  # it is retired, or lost, as verify would say
+                yield find_recording(config.record_path, info.filename)
+
+
+def run_transcript(options: argparse.Namespace) -> int:
+    """``transcript``"""
+    path = Path(options.file)
+    if not os.path.isfile(path):
+        root = load_config(options.jumpserver).record_path
+        try:
+            path = find_recording(root, options.file)
+        except RecordError:
+            path = find_recording(root, str(recording_path(root, options.file)))
+    try:
+        with open_recording(path) as file:
+            for line in transcript(file):
+                print(line)
+    except BrokenPipeError:  # of the output
+        raise
+    except OSError as exc:
+        print(f"jumpserver: {path}: {exc.strerror}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -3574,7 +3662,8 @@ def run_verify(options: argparse.Namespace) -> int:
             step=progress.step,
         )
         count = 0
-        for finding in itertools.chain(proof.findings(), _unknown_recordings(ledger, config.record_path)):
+        unknown = _unknown_recordings(ledger, config.record_path, progress)
+        for finding in itertools.chain(proof.findings(), unknown):
             count += 1
             progress.print(visible(finding))
         progress.print(
@@ -3602,9 +3691,10 @@ def _recorded(root: Path, info: SessionInfo) -> tuple[int, str]:
 _LOGIN_SECONDS = 60.0  # at most between a recording's beginning and its row
 
 
-def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
+def _unknown_recordings(ledger: Ledger, root: Path, progress: Progress) -> Iterator[str]:
     """The recordings of which no session says that they are its own."""
-    for path in recordings(root):
+    for number, path in enumerate(recordings(root), 1):
+        progress.step("files", number, 0)
         info = ledger.session(session_of(path))
         with contextlib.suppress(OSError):  # it is being packed, or retired
             is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
@@ -3621,16 +3711,13 @@ def _own_recording(root: Path, info: SessionInfo) -> Path | None:
     return None
 
 
-_RETIRE_SESSIONS = 500  # found at a time
-
-
 def run_retire(options: argparse.Namespace) -> int:
     """``retire``: the ledger says it first, so that a crash in between leaves a file rather than a riddle."""
     config = load_config(options.jumpserver)
     before = time.time() - options.older_than
     count = size = 0
     with opened_ledger(config) as ledger, contextlib.closing(Progress()) as progress:
-        for info in _ended_sessions(ledger, before):
+        for info in _sessions(ledger, SessionQuery(state="ended", until=before, limit=_PAGE_ROWS)):
             progress.step("recordings retired", count, 0)
             if (info.logout_at or before) < before and (path := _own_recording(config.record_path, info)):
                 size += _retire(ledger, info, path)
@@ -3639,9 +3726,8 @@ def run_retire(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ended_sessions(ledger: Ledger, before: float) -> Iterator[SessionInfo]:
-    """The sessions that have ended, of those that began before that time."""
-    query = SessionQuery(state="ended", until=before, limit=_RETIRE_SESSIONS)
+def _sessions(ledger: Ledger, query: SessionQuery) -> Iterator[SessionInfo]:
+    """All sessions that the query finds, a page at a time."""
     while found := ledger.find(query):
         yield from found
         query = dataclasses.replace(query, before=cursor(found[-1]))

@@ -661,19 +661,20 @@ _SEARCH_WINDOW_BYTES = 1 << 18  # what a match and its line may take to each sid
 _SEQUENCE_BYTES = 1 << 12  # before a match, in which an escape sequence is looked for that it is a part of
 _AROUND_CHARACTERS = 500  # of the line, to each side of the match
 # What may stand between two letters of a text and is not shown, as it stands in the file, where the pod's output is
-# inside of JSON strings. No part of it can be taken for another, so that nothing is tried twice.
+# inside of JSON strings. No part of it can be taken for another, and how many there may be is limited: nothing is
+# looked at again and again.
 _NEXT_EVENT = (
     rb'"[ \t]{0,8}\][ \t\r]{0,8}\n'
-    rb'(?:\[[^"\n]{0,64}"[^o"\n]"[^\n]*\n)*'  # other events than output
+    rb'(?:\[[^"\n]{0,64}"[^o"\n]"[^\n]*\n){0,16}'  # other events than output
     rb'\[[^"\n]{0,64}"o"[ \t]{0,8},[ \t]{0,8}"'
 )
 _ESC = rb"\\u001[bB]"
 _SEQUENCE = (  # ECMA-48, sections 5.3, 5.4 and 5.6: control sequences, control strings, all others
-    rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*)?(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
+    rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*){0,4}(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
     rb"|%(esc)b[\]P_X^][^\\\"\n]*(?:\\(?!u001[bB]|u0007)[^\n][^\\\"\n]*)*"  # ends before ESC or BEL, which are next
     rb"|%(esc)b(?:[ !#-/]|\\\")*(?:[0-OQ-WYZ`-~]|\\\\)"
 ) % {b"esc": _ESC, b"next": _NEXT_EVENT}
-_HIDDEN = rb"(?:%b|%b|\\u000[0-7eEfF])*" % (_SEQUENCE, _NEXT_EVENT)
+_HIDDEN = rb"(?:%b|%b|\\u000[0-7eEfF]){0,32}" % (_SEQUENCE, _NEXT_EVENT)
 _SEQUENCE_HERE = re.compile(_SEQUENCE)
 _EVENT_ENDS = re.compile(_NEXT_EVENT)
 _OUTPUT_BEGINS = re.compile(rb'\[[ \t]{0,8}([0-9.eE+-]{1,32})[ \t]{0,8},[ \t]{0,8}"o"[ \t]{0,8},[ \t]{0,8}"')
@@ -695,10 +696,16 @@ def search_pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[bytes]
 
     Of any writer: JSON can spell a character in several ways. With ``ignore_case`` it is for bytes in lower case.
     """
-    return re.compile(_HIDDEN.join(_spellings(character, ignore_case) for character in text))
+    spellings = [_spellings(character, ignore_case) for character in text]
+    letters = [b"(?:%b)" % b"|".join(map(re.escape, sorted(several))) for several in spellings]
+    if len(letters) > 1:  # a glance at what follows the first one, which is common. Measured: 1.2 times the speed
+        begins = {spelling[:1] for spelling in spellings[1]} | {b'"', b"\\"}
+        letters[0] += b"(?=[%b])" % re.escape(b"".join(sorted(begins)))
+    return re.compile(_HIDDEN.join(letters))
 
 
-def _spellings(character: str, ignore_case: bool) -> bytes:
+def _spellings(character: str, ignore_case: bool) -> set[bytes]:
+    """How JSON may have the character."""
     cases = {character, character.lower(), character.upper()} if ignore_case else {character}
     spelled = {escape(case.encode("utf-8", "surrogatepass")) for case in cases}
     if not character.isascii() or character in _SPELLED_OTHERWISE:
@@ -708,24 +715,26 @@ def _spellings(character: str, ignore_case: bool) -> bytes:
         spelled.add(rb"\/" if character == "/" else escape(character.encode("utf-8", "surrogatepass")))
     if ignore_case:
         spelled = {spelling.lower() for spelling in spelled}
-    either = b"|".join(map(re.escape, sorted(spelled)))
-    return either if len(spelled) == 1 else b"(?:%b)" % either
+    return spelled
 
 
-def search(file: BinaryIO, pattern: re.Pattern[bytes], *, ignore_case: bool = False) -> Iterator[Found]:
-    """The lines that match, each once. Memory does not grow with the file. Raises OSError.
+def search(
+    file: BinaryIO, wanted: re.Pattern[bytes], step: Callable[[int], None], *, ignore_case: bool = False
+) -> Iterator[Found]:
+    """The lines that match, each once. Memory does not grow with the file; ``step`` is told how many bytes were read.
 
     A line is what was shown up to a line feed, 256 KiB of the file at most; one that is longer counts as several. Where
-    a cursor was moved, or what was shown was drawn over, no match is seen.
+    a cursor was moved, or what was shown was drawn over, no match is seen. Raises OSError.
     """
     data, position, ended = b"", 0, False  # data: of the file, from the beginning of an event on
     while not ended:
         block = file.read(_SEARCH_BYTES)
+        step(len(block))
         ended = not block
         data += block or b"\n"  # so that the last line has an end, too
         limit = len(data) if ended else len(data) - _SEARCH_WINDOW_BYTES
         searched = data.lower() if ignore_case else data
-        while position < limit and (match := pattern.search(searched, position)) and match.start() < limit:
+        while position < limit and (match := wanted.search(searched, position)) and match.start() < limit:
             seconds = _time_shown(data, match.start())
             position = match.start() + 1
             if seconds is not None:
@@ -753,9 +762,9 @@ def _time_shown(data: bytes, position: int) -> float | None:
     if not head or position < head.end() or _is_inside_escape(data, position):
         return None
     begin = max(head.end(), position - _SEQUENCE_BYTES)
-    sequence = data[begin:position].lower().rfind(b"\\u001b")
-    if sequence >= 0 and not _is_escaped(data, begin + sequence):
-        inside = _SEQUENCE_HERE.match(data, begin + sequence)
+    sequence = data.rfind(b"\\u001", begin, position)
+    if sequence >= 0 and not _is_escaped(data, sequence):
+        inside = _SEQUENCE_HERE.match(data, sequence)
         if inside and inside.end() > position:
             return None
     try:
@@ -766,6 +775,8 @@ def _time_shown(data: bytes, position: int) -> float | None:
 
 def _is_escaped(data: bytes, position: int) -> bool:
     """Whether what is there follows a backslash that is not itself escaped."""
+    if data[position - 1 : position] != b"\\":
+        return False
     before = data[max(0, position - _SCAN_BYTES) : position]
     return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
 
@@ -844,7 +855,7 @@ _FULL_SCREEN = "[full-screen program]"
 _UNREADABLE = "[an event that cannot be read]"
 _STRING = r"(?:\x1b[\]P_X^]|[\x90\x98\x9d-\x9f])[^\x07\x18\x1a\x1b\x9c]*"
 _CONTROL_SEQUENCE = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-_SEQUENCES = re.compile(rf"{_CONTROL_SEQUENCE}|{_STRING}|\x1b[ -/]*[0-OQ-WYZ\\`-~]")
+_SEQUENCES = re.compile(rf"{_CONTROL_SEQUENCE}|{_STRING}|\x1b[ -/]*[0-OQ-WYZ\\`-~]|[\x00-\x07\x0e\x0f]")
 _TOKENS = re.compile(
     rf"(?P<text>[^\x00-\x1f\x7f-\x9f]+)|(?P<control>{_CONTROL_SEQUENCE})|(?P<string>{_STRING})"
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]|(?P<character>[\x00-\x1f\x7f-\x9f])"
@@ -852,7 +863,8 @@ _TOKENS = re.compile(
 _STRING_END = re.compile(r"[\x07\x18\x1a\x1b\x9c]")
 _BEGUN = re.compile(r"(?:\x1b|\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_ROWS_CHANGE = "ABEFHJSTdf"  # final characters of control sequences that leave the line
+_PERHAPS_WIDE = re.compile(r"[\u1100-\U0010ffff]")
+_ROWS_CHANGE = "ABEFHSTdf"  # final characters of control sequences that leave the line
 _ALTERNATE_SCREEN = {"?47", "?1047", "?1049"}
 
 
@@ -862,9 +874,11 @@ def transcript(file: BinaryIO) -> Iterator[str]:
     Lines are as they stood when they were left: progress bars in their last state, typing mistakes mended. Programs
     that draw the whole screen are only mentioned, and so are the server's own words, in brackets.
     """
+    if not file.readline(_LINE_LIMIT_BYTES).startswith(b"{"):
+        raise OSError(errno.EILSEQ, "it is no asciicast")
     paper = _Paper()
     while line := file.readline(_LINE_LIMIT_BYTES):
-        if not line.startswith(b"["):  # the header, or the rest of what is too long
+        if not line.startswith(b"["):  # the rest of what is too long
             continue
         try:
             _, code, data = json.loads(line.decode("utf-8", "replace"), strict=False)
@@ -892,16 +906,15 @@ class _Paper:
         """Take output; returns the lines that are done."""
         text = self._whole(self._begun + text)
         for token in _TOKENS.finditer(text):
-            if token["control"]:
-                yield from self._control(token["control"])
-            elif token["string"]:
+            kind = token.lastgroup
+            if kind == "control":
+                yield from self._control(token[0])
+            elif kind == "string":
                 self._in_string = token.end() == len(text)
-            elif self._full_screen:
-                continue
-            elif token["text"]:
-                yield from self._write(token["text"])
-            elif token["character"]:
-                yield from self._move(token["character"])
+            elif kind == "text" and not self._full_screen:
+                yield from self._write(token[0])
+            elif kind == "character" and not self._full_screen:
+                yield from self._move(token[0])
 
     def end(self) -> Iterator[str]:
         """The line in which the output ended."""
@@ -920,7 +933,7 @@ class _Paper:
         return text[:begin] if is_begun else text
 
     def _write(self, text: str) -> Iterator[str]:
-        cells = text if text.isascii() else "".join(map(_cells_of, text))
+        cells = _PERHAPS_WIDE.sub(_cells_of, text)
         while cells:
             part, cells = cells[: _TEXT_LINE_CHARACTERS - self._column], cells[_TEXT_LINE_CHARACTERS - self._column :]
             self._cells = self._cells.ljust(self._column)
@@ -958,6 +971,8 @@ class _Paper:
         before, behind, many = self._cells[: self._column], self._cells[self._column :], max(1, count)
         if final in "CDG":  # right, left, to a column
             self._go({"C": self._column + many, "D": self._column - many, "G": many - 1}[final])
+        elif final == "J" and count == 0:  # erase to the end of the screen
+            self._cells = before
         elif final == "K":  # erase to the end, or from the beginning, or all
             self._cells = [before, " " * self._column + behind[1:], ""][min(count, 2)]
         elif final == "P":  # delete
@@ -975,5 +990,5 @@ class _Paper:
         return line
 
 
-def _cells_of(character: str) -> str:
-    return f"{character}\0" if unicodedata.east_asian_width(character) in "WF" else character
+def _cells_of(character: re.Match[str]) -> str:
+    return f"{character[0]}\0" if unicodedata.east_asian_width(character[0]) in "WF" else character[0]

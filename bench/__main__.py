@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.ledger import measure_ledger
 from bench.links import measure_link, measure_resume
 from bench.processes import ROOT, Lab, Process, Server, nginx
 from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
+from bench.search import measure_search
 
 SHM = Path("/dev/shm")
 SPACE_BYTES = 4 << 30  # for the recordings of one run
@@ -336,6 +338,8 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "player": measure_player,
     "link": measure_link,
     "resume": measure_resume,
+    "ledger": measure_ledger,
+    "search": measure_search,
 }
 
 

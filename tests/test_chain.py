@@ -24,6 +24,7 @@ from hooks import (
     LedgerError,
     Proof,
     SessionInfo,
+    SessionQuery,
     TokenAuthData,
     Unfinished,
 )
@@ -366,3 +367,35 @@ def test_hooks_may_put_another_ledger_in_its_place(tmp_path: Path) -> None:
     with contextlib.closing(hooks):
         hooks.ledger.login(INFO)
     assert isinstance(hooks.ledger, Other) and [path.name for path in tmp_path.iterdir()] == ["other.db"]
+
+
+# -- what was tampered with breaks nobody ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sessions SET info = '{\"command\": 5}', todo = 1",
+        "UPDATE sessions SET info = '{\"extra\": []}', todo = 1",
+        "UPDATE sessions SET info = '[1]', todo = 1",
+        "UPDATE sessions SET info = x'ff', size = 'big', logout_at = 'late'",
+        "UPDATE sessions SET reason = 5, cluster = x'00', hung_up = 'x'",
+        "UPDATE entries SET json = '{\"first\": 1e999, \"last\": 1e999}', kind = 'commands'",
+        "UPDATE entries SET json = '{\"first\": [], \"last\": NaN}', kind = 'commands'",
+        'UPDATE entries SET json = \'{"user": 7, "reason": {}, "logout_at": []}\'',
+        "UPDATE entries SET kind = x'ff', session = 5",
+    ],
+)
+def test_odd_values_break_neither_proof_nor_list_nor_logout(ledger: Ledger, tmp_path: Path, statement: str) -> None:
+    attacked(tmp_path, statement)
+    assert len(ledger.find(SessionQuery())) == 3
+    ledger.save([Unfinished(replace(ENDED, session_id="id-2"))])
+    faults(ledger)
+
+
+def test_odd_values_are_faults(ledger: Ledger, tmp_path: Path) -> None:
+    attacked(tmp_path, "UPDATE entries SET json = '{\"first\": 1e999, \"last\": 1e999}', kind = 'commands'")
+    assert faults(ledger)[:2] == [
+        "entry 1 (commands) does not follow the one before it, 0",
+        "commands 1 to 0 are not what entry 1 says",
+    ]
