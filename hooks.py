@@ -230,10 +230,10 @@ class Hooks:
     def fetch_recording(self, filename: str) -> Path | None:
         """Bring a recording back that is not in the record folder any more. None: there is none elsewhere.
 
-        Called after ``authorize`` has allowed it, on the thread of the request that wants to play it: it may be slow.
-        ``filename`` is relative to the record folder and certain to be of the form of a recording; that such a session
-        ever existed is not. The file is served as it is, and may lie anywhere, such as in a cache that this hook keeps
-        small: that it is that recording, unchanged, and nothing else, is for the hook to answer for.
+        Called where ``authorize`` or ``[Record] public`` allows it, on the thread of the request that wants to play it:
+        it may be slow. ``filename`` is relative to the record folder and certain to be of the form of a recording; that
+        such a session ever existed is not. The file, ``.cast`` or ``.cast.gz``, is served as it is and may lie anywhere
+        (a cache, kept small by this hook): that it is that recording, unchanged, is the hook's to see to.
         """
         return None
 
