@@ -409,6 +409,7 @@ function showNow() {
   if (state.failed) return;
   const seconds = recordedNow();
   state.chapters.light(seconds);
+  markFound();
   if (Math.floor(seconds) === state.second) return;
   state.second = Math.floor(seconds);
   const date = dateAt(seconds);
@@ -529,6 +530,35 @@ function showHit(count) {
   el("search-count").textContent = count;
   el("search-line").textContent = state.hits[state.hit]?.line ?? "";
   el("search-line").hidden = state.hit < 0;
+}
+
+// What was searched for, marked in the picture while the search is open. Older browsers do without.
+function markFound() {
+  if (!CSS.highlights) return;
+  const text = el("search").hidden ? "" : state.searched.toLowerCase();
+  const lines = text ? picture().querySelectorAll(".ap-line") : [];
+  CSS.highlights.set("found", new Highlight(...[...lines].flatMap((line) => rangesOf(text, line))));
+}
+
+function rangesOf(text, line) {
+  const shown = line.textContent.toLowerCase();
+  const ranges = [];
+  for (let at = shown.indexOf(text); at >= 0; at = shown.indexOf(text, at + text.length)) {
+    ranges.push(rangeIn(line, at, at + text.length));
+  }
+  return ranges;
+}
+
+// Of these characters of the element, which are spread over text nodes.
+function rangeIn(element, start, end) {
+  const nodes = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  const range = new Range();
+  for (let passed = 0; passed < end && nodes.nextNode(); passed += nodes.currentNode.length) {
+    const { currentNode: node } = nodes;
+    if (start >= passed && start < passed + node.length) range.setStart(node, start - passed);
+    range.setEnd(node, Math.min(end - passed, node.length));
+  }
+  return range;
 }
 
 function onSearchKey(event) {

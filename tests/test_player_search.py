@@ -84,6 +84,16 @@ def test_the_first_jump_is_from_the_moment_that_is_shown(server: RunningServer, 
     count(page, "1 of 3")
 
 
+def test_what_was_found_is_marked_in_the_picture(server: RunningServer, page: Page) -> None:
+    open_recording(server, page, b"start\r\n", b"a \x1b[31mNee\x1b[32mdle\x1b[0m and a needle\r\n", b"end\r\n")
+    search(page, "needle")
+    page.keyboard.press("Enter")
+    marked = "[...CSS.highlights.get('found')].map(String).join()"
+    until(page, f"{marked} === 'Needle,needle'")
+    page.keyboard.press("Escape")
+    until(page, f"{marked} === ''")
+
+
 def test_a_jump_pauses(server: RunningServer, page: Page) -> None:
     play(server, page, cast([0, "o", "start"], [500, "o", " needle"], [1000, "o", " end"]))
     page.get_by_label("Pauses").select_option(label="In full")
