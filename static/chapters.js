@@ -109,7 +109,13 @@ export class Chapters {
     }
     this.#list.addEventListener("click", (event) => this.#jump(this.#placeOf(event)));
     this.#list.addEventListener("keydown", (event) => this.#onKey(event));
-    new ResizeObserver(() => this.#ask()).observe(this.#list);
+    new ResizeObserver(() => this.#onSize()).observe(this.#list);
+  }
+
+  // Also when the list comes into sight.
+  #onSize() {
+    this.#reveal(Math.max(0, this.#place(this.#lit)));
+    this.#ask();
   }
 
   // ---- Which ----

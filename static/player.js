@@ -16,7 +16,9 @@ const MARK_CODES = "md"; // marker, exit code of a command: what chapters are ma
 const BAR_MARKS = 500; // the player's bar has an element for each; of more, every second, third \u2026 is shown there
 const BAR_LABEL = 80; // characters
 const EXIT_CODE = /^-?\d{1,10}$/;
-const READABLE_PX = 6; // the narrowest that a character may be fitted to
+const READABLE_PX = 5.5; // the narrowest that a character may be fitted to
+const CHARACTER_SHAPE = 0.45; // its width by its height
+const BAR_PX = 32; // the height of the player's bar
 const TEXT_PX = { small: 11.25, none: 15, large: 22.5 }; // where the text is not fitted
 const CLOCK_MS = 200; // between two looks at the player's clock
 const LATE_SECONDS = 0.0005; // a jump ends so long after the moment, so that no rounding leaves out what was printed then
@@ -288,9 +290,12 @@ function calm() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
 
-// Small text on a narrow screen is shown at its full size and scrolls instead.
+// Text that would be small on a small screen is shown at its full size and scrolls instead.
 function chooseFit() {
-  if (el("player").clientWidth / state.recording.cols < READABLE_PX) el("fit").value = "none";
+  const { clientWidth, clientHeight } = el("player");
+  const { cols, rows } = state.recording;
+  const fitted = Math.min(clientWidth / cols, ((clientHeight - BAR_PX) * CHARACTER_SHAPE) / rows);
+  if (fitted < READABLE_PX) el("fit").value = "none";
 }
 
 function idleLimit() {
@@ -404,6 +409,7 @@ function showNow() {
   if (state.failed) return;
   const seconds = recordedNow();
   state.chapters.light(seconds);
+  markFound();
   if (Math.floor(seconds) === state.second) return;
   state.second = Math.floor(seconds);
   const date = dateAt(seconds);
@@ -488,6 +494,7 @@ function closeSearch() {
 
 function onTyping() {
   clearTimeout(state.typing);
+  state.search.stop();
   state.typing = setTimeout(search, TYPING_MS);
 }
 
@@ -523,6 +530,35 @@ function showHit(count) {
   el("search-count").textContent = count;
   el("search-line").textContent = state.hits[state.hit]?.line ?? "";
   el("search-line").hidden = state.hit < 0;
+}
+
+// What was searched for, marked in the picture while the search is open. Older browsers do without.
+function markFound() {
+  if (!CSS.highlights) return;
+  const text = el("search").hidden ? "" : state.searched.toLowerCase();
+  const lines = text ? picture().querySelectorAll(".ap-line") : [];
+  CSS.highlights.set("found", new Highlight(...[...lines].flatMap((line) => rangesOf(text, line))));
+}
+
+function rangesOf(text, line) {
+  const shown = line.textContent.toLowerCase();
+  const ranges = [];
+  for (let at = shown.indexOf(text); at >= 0; at = shown.indexOf(text, at + text.length)) {
+    ranges.push(rangeIn(line, at, at + text.length));
+  }
+  return ranges;
+}
+
+// Of these characters of the element, which are spread over text nodes.
+function rangeIn(element, start, end) {
+  const nodes = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  const range = new Range();
+  for (let passed = 0; passed < end && nodes.nextNode(); passed += nodes.currentNode.length) {
+    const { currentNode: node } = nodes;
+    if (start >= passed && start < passed + node.length) range.setStart(node, start - passed);
+    range.setEnd(node, Math.min(end - passed, node.length));
+  }
+  return range;
 }
 
 function onSearchKey(event) {
@@ -586,8 +622,8 @@ async function start() {
   el("words").hidden = true;
   el("controls").hidden = false;
   el("moment").hidden = false;
-  chooseFit();
   listChapters();
+  chooseFit();
   const moment = parseMoment(state.t);
   createPlayer(!calm() && !state.t);
   if (!Number.isNaN(moment)) jump(moment);

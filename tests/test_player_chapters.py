@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.support import RunningServer
 from tests.test_accessibility import AXE, PHONE
 from tests.test_pages import until
-from tests.test_player_page import PLAYER, cast, page_of, play, player_text
+from tests.test_player_page import PLAYER, cast, fulfil, page_of, play, player_text
 
 SESSION = cast(
     [0.5, "o", "prompt"],
@@ -156,8 +156,9 @@ def test_the_list_is_used_by_keyboard(server: RunningServer, page: Page) -> None
     page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
-    active = page.get_by_role("listbox").get_attribute("aria-activedescendant")
-    expect(page.locator(f"[id='{active}']")).to_contain_text("delete pod")
+    active = page.locator(".chapter.active")
+    expect(active).to_contain_text("delete pod")
+    expect(page.get_by_role("listbox")).to_have_attribute("aria-activedescendant", active.get_attribute("id") or "")
     page.keyboard.press("Space")
     elapsed(page, "03:20 of 05:00")
     expect(page.get_by_role("listbox")).to_be_focused()
@@ -207,6 +208,16 @@ def test_on_a_phone_the_list_is_a_sheet_that_a_jump_closes(server: RunningServer
         page.get_by_role("button", name="Chapters").click()
         page.keyboard.press("Escape")
         expect(page.locator("#chapters")).to_be_hidden()
+
+
+def test_the_sheet_opens_at_the_current_chapter(server: RunningServer, browser: Browser) -> None:
+    with page_of(browser, **PHONE) as page:
+        fulfil(page, many(300))
+        page.goto(f"{server.player_url('any.cast')}&t=200")
+        elapsed(page, "03:20 of 05:01")
+        page.get_by_role("button", name="Chapters").click()
+        expect(lit(page)).to_contain_text("command 200")
+        expect(lit(page)).to_be_in_viewport()
 
 
 def test_on_a_tablet_the_list_fills_the_page_below(server: RunningServer, browser: Browser) -> None:
