@@ -1018,9 +1018,9 @@ WINDOWS_SHELLS = ("powershell.exe", "cmd.exe")
 # session's: its second half is the process id of the shell, and so their session's. /proc shows it from the exec on.
 _TAG = 'JUMPSERVER_SESSION=$0:$$; export JUMPSERVER_SESSION; exec "$1" -c "$2" "$0" "$@"'
 
-# $0 session id, $1 the shell that runs this, $3 folder, $4 columns, $5 rows, $6 what bash shall read or nothing, then the
-# command if there is one. The size is set here, since the message that tells it may come after the first prompt; without
-# stty it must do. The line after that is never shown: it says that the script runs, whatever comes then.
+# $0 session id, $1 the shell that runs this, $3 folder, $4 columns, $5 rows, $6 what bash is to read or nothing, then
+# the command if there is one. The size is set here, since the message that tells it may come after the first prompt;
+# without stty it must do. The line after that is never shown: it says that the script runs, whatever comes then.
 #
 # Bash reads $6 from a pipe, which needs no file. A small here-document is a pipe without a process, but in older bash a
 # file, so there a process fills the pipe, and has ended before the prompt. In its POSIX mode bash would read nothing.
@@ -1055,8 +1055,8 @@ for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && start "$shel
 start "$fallback"
 """
 
-# What bash reads in place of ~/.bashrc. From 4.4 on it tells each command line as it begins, and its exit code before the
-# next prompt, in the sequences of VS Code's shell integration: OSC 633 ; E ; <command line> and OSC 633 ; D ; <code>.
+# What bash reads in place of ~/.bashrc. From 4.4 on it tells each command line as it begins, and its exit code before
+# the next prompt, in the sequences of VS Code's shell integration: OSC 633 ; E ; <line> and OSC 633 ; D ; <code>.
 #
 # The command line is the last entry of the history, as text of at most 1,024 characters; it is empty where this is not
 # sure: where the history has no new entry, and HISTCONTROL or HISTIGNORE may be why. PS0 makes no process but for
@@ -2464,8 +2464,9 @@ def open_shell(
     """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
 
     The terminal has its ``size`` (columns, rows) before the first prompt. Where several containers could be meant, the
-    pod's annotation chooses, as for kubectl. With ``reports`` a bash tells its command lines (OSC 633). Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and
-    3 s for asking about a pod that is not running. Raises ExecError with a sentence.
+    pod's annotation chooses, as for kubectl. With ``reports`` a bash tells its command lines and exit codes (OSC 633).
+    Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and 3 s for asking about a pod that is not
+    running. Raises ExecError with a sentence.
     """
     deadline = time.monotonic() + timeout
     try:
