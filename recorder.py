@@ -45,7 +45,9 @@ __all__ = [
     "recorded_commands",
     "recorded_output",
     "recording_path",
+    "recordings",
     "repair",
+    "session_of",
 ]
 
 _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
@@ -112,6 +114,18 @@ def find_recording(root: Path, name: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a symlink loop
         pass
     raise RecordError("no such recording")
+
+
+def session_of(path: Path) -> str:
+    """The id of the session whose recording that is."""
+    return path.name.partition(".cast")[0]
+
+
+def recordings(root: Path) -> Iterator[Path]:
+    """The paths of all recordings below the root, packed ones included; links are not followed."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith((".cast", ".cast.gz")))
 
 
 def playable_size(file: BinaryIO) -> int:
