@@ -1421,10 +1421,10 @@ class Keeper:
     def add_commands(self, commands: Sequence[Command]) -> None:
         """Take commands over for the ledger, which gets them in a second or so. Any thread; no blocking.
 
-        Where too many wait for it, those that come last are in the recordings only.
+        Where too many wait for it, or it is too late, they are in the recordings only.
         """
         with self._changed:
-            room = _COMMANDS_WAITING - len(self._commands)
+            room = 0 if self._closed else _COMMANDS_WAITING - len(self._commands)
             self._commands += commands[:room]
         if len(commands) > room:
             log_event("error", session=commands[-1].session_id, error="commands are not in the ledger")
@@ -1470,6 +1470,7 @@ class Keeper:
             if now >= adopt_at and self._deadline is None:
                 self._try(self._adopt)
                 adopt_at = now + _ADOPT_SECONDS
+            self._try(self._write_commands)
             self._try(self._write)
             if now >= head_at:
                 self._try(self._log_head)
