@@ -1082,7 +1082,7 @@ __jumpserver_begin() {
 }
 __jumpserver_end() {
     local code=$?
-    builtin printf '\e]633;D;%s\a' "$code" >/dev/tty
+    [[ -z ${__jumpserver-} ]] || builtin printf '\e]633;D;%s\a' "$code" >/dev/tty
     __jumpserver=("$HISTCMD")
     return "$code"
 }
