@@ -136,6 +136,19 @@ FOREIGN: dict[str, tuple[Callable[[str], object], list[tuple[str, str, str]]]] =
     "parse_message": (jumpserver.parse_message, [("", "[", ""), ("", "1", ""), ("0.", "1", ""), ("1e", "9", "")]),
     "parse_range": (lambda text: jumpserver.parse_range(text, 9), [("bytes=", "1", ""), ("bytes=", "1-", "")]),
     "verify_token": (lambda text: hooks.verify_token(text, "s" * 32), [("", "a.", ""), ("", "W1tb", ".a.b")]),
+    "ShellMarks": (
+        lambda text: recorder.ShellMarks().find(text.encode()),
+        [
+            ("", "\x1b]633;E;", ""),
+            ("", "\x1b]633;E;a", "\x07"),
+            ("\x1b]633;E;", "a\x1b", "\\"),
+            ("", "\x1b]0;\x07", ""),
+        ],
+    ),
+    "asks_for_secret": (
+        lambda text: recorder.asks_for_secret(text.encode()),
+        [("", "password", ""), ("", "\x1b[", ""), ("", "\x1b]", ""), ("", " ", ":")],
+    ),
     "escape": (lambda text: recorder.escape(text.encode()), [("", "\0\n\\", "")]),
 }
 
