@@ -985,15 +985,19 @@ class Ledger:
             return asks
 
     def add_commands(self, commands: Iterable[Command]) -> None:
-        """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them."""
+        """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them.
+
+        One that is there already, of the same session and second, is passed over.
+        """
         with self.transaction() as db:
             number = _last_command(db)
             rows: list[dict[str, Any]] = []
             for command in commands:
                 query = "SELECT * FROM sessions WHERE session_id = ?"
                 session = _row(db.execute(query, (_storable(command.session_id),)))
-                if session:
-                    row = _command_row(command, session)
+                row = _command_row(command, session) if session else {}
+                same = "SELECT number FROM commands WHERE time = ? AND session_id = ?"
+                if row and not _row(db.execute(same, (row["time"], row["session_id"]))):
                     rows.append({"number": number + 1 + len(rows), **row})
                     _insert(db, "commands", rows[-1])
             if rows:
@@ -1355,6 +1359,8 @@ _CALLS_AT_ONCE = 32
 _CALLS_A_PEER = 8  # of these, to one platform or cluster: one that is slow does not hold up the others
 _PACKED_AT_ONCE = 1  # each keeps a core busy
 _TICK_SECONDS = 1.0
+_COMMANDS_AT_ONCE = 1000  # written in one transaction
+_COMMANDS_WAITING = 100_000  # for a ledger that cannot be written
 _LOOK_SECONDS = 2.0  # between two looks at ledger and record folder
 _HEAD_SECONDS = 60.0  # between two heads of the chain in the log
 _ADOPT_SECONDS = 20.0  # between two looks for servers that have died
@@ -1369,6 +1375,9 @@ class Chores(Protocol):
 
     def examine(self, info: SessionInfo) -> SessionInfo:
         """Mend the recording of a session that was lost; returns the session with what that says of its end."""
+
+    def commands(self, info: SessionInfo) -> list[Command]:
+        """What the recording of a session that was lost says of its commands."""
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """End what a session of a dead server left in its pod: how many processes, and whether to try again."""
@@ -1441,6 +1450,7 @@ class Keeper:
         self._chores = chores
         self._changed = threading.Condition()  # guards all below
         self._jobs: list[_Job] = []
+        self._commands: list[Command] = []  # not in the ledger yet
         self._woken = False
         self._deadline: float | None = None  # monotonic; set when it is to finish
         self._closed = False  # nothing is written any more
@@ -1464,8 +1474,19 @@ class Keeper:
         if late:
             _log_unwritten(info)
 
+    def add_commands(self, commands: Sequence[Command]) -> None:
+        """Take commands over for the ledger, which gets them in a second or so. Any thread; no blocking.
+
+        Where too many wait for it, or it is too late, they are in the recordings only.
+        """
+        with self._changed:
+            room = 0 if self._closed else _COMMANDS_WAITING - len(self._commands)
+            self._commands += commands[:room]
+        if len(commands) > room:
+            log_event("error", session=commands[-1].session_id, error="commands are not in the ledger")
+
     def finish(self, deadline: float) -> None:
-        """Write all logouts, try what was not tried yet, and end, by the monotonic time ``deadline`` at the latest.
+        """Write what is unwritten, try what was not tried yet, and end, by the monotonic ``deadline`` at the latest.
 
         A logout that could not be written by then goes into the log, whole.
         """
@@ -1477,6 +1498,9 @@ class Keeper:
         with self._changed:
             self._closed = True
             unwritten = [job.session.info for job in self._jobs if job.unwritten]
+            commands = len(self._commands)
+        if commands:
+            log_event("error", error=f"{commands} commands are not in the ledger")
         for info in unwritten:
             _log_unwritten(info)
 
@@ -1502,6 +1526,7 @@ class Keeper:
             if now >= adopt_at and self._deadline is None:
                 self._try(self._adopt)
                 adopt_at = now + _ADOPT_SECONDS
+            self._try(self._write_commands)
             self._try(self._write)
             if now >= head_at:
                 self._try(self._log_head)
@@ -1526,7 +1551,7 @@ class Keeper:
                 return False
             calls = [call for job in self._jobs for call in job.calls]
             waits = any(call.running or not (call.tries or call.may_wait) for call in calls)
-            busy = waits or any(job.unwritten for job in self._jobs)
+            busy = waits or bool(self._commands) or any(job.unwritten for job in self._jobs)
             return not busy or time.monotonic() > self._deadline
 
     def _look(self) -> None:
@@ -1587,6 +1612,21 @@ class Keeper:
         if pack:
             packing = functools.partial(self._chores.pack, job.session.info, self._is_finishing)
             job.calls.append(_Call("pack", packing, "disk", _PACKED_AT_ONCE, may_wait=True))
+
+    def _write_commands(self) -> None:
+        """Give the ledger commands, before the logouts of their sessions: a transaction's worth each time."""
+        with self._changed:
+            commands = self._commands[:_COMMANDS_AT_ONCE]
+        try:
+            if commands:
+                with self._chores.timed("ledger"):
+                    self._hooks.ledger.add_commands(commands)
+        except LedgerError as exc:
+            if not self.trouble:
+                log_event("error", error=exc)
+            return
+        with self._changed:
+            del self._commands[: len(commands)]
 
     def _write(self) -> None:
         """Bring the ledger up to date, in one transaction; forget the sessions about which nothing is left to do."""
@@ -1651,6 +1691,7 @@ class Keeper:
 
     def _examine(self, job: _Job) -> bool:
         info = replace(self._chores.examine(job.session.info), reason="lost")
+        self.add_commands(self._chores.commands(info))
         with self._changed:
             job.session = replace(job.session, info=info)
             job.unwritten = True

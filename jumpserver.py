@@ -73,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 from hooks import (
     LIMIT_MAXIMUM,
     SECRET_MINIMUM_BYTES,
+    Command,
     CommandQuery,
     Denied,
     HookError,
@@ -112,6 +113,7 @@ from k8s_exec import (
 from recorder import (
     PACKED_SUFFIX,
     PackedFile,
+    RecordedCommand,
     Recorder,
     RecordError,
     RecordFolder,
@@ -122,6 +124,7 @@ from recorder import (
     open_recording,
     pack,
     playable_size,
+    recorded_commands,
     recorded_output,
     recording_name,
     recording_path,
@@ -299,6 +302,8 @@ class RecordConfig:
     path: str = "records"  # folder of the recordings
     public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
     max_bytes: int = 2 << 30  # of one recording, at which its session ends; 0: any
+    commands: bool = True  # whether shells are made to report what they run
+    input: bool = False  # whether what is typed is recorded, but for passwords
     min_free: int = 0  # bytes left below which no session begins; 0: 1 GiB or 5 % of the disk, the smaller
     compress: bool = False  # whether finished recordings are packed with gzip
 
@@ -1292,7 +1297,8 @@ class Session:
         self._server.folder.check()
         path = recording_path(self._config.record_path.absolute(), self.id)
         title = printable(f"{self.auth.user}@{self.auth.place}")
-        return Output(Recorder(path, cols, rows, title=title, folder=self._server.folder))
+        commands = self._config.Record.commands
+        return Output(Recorder(path, cols, rows, title=title, folder=self._server.folder, commands=commands))
 
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
@@ -1319,7 +1325,15 @@ class Session:
                 raise Refused(self._end)
         auth = self.auth
         with self._server.metrics.timed("cluster_open_seconds"):
-            shell = open_shell(target, self.id, auth.command, auth.directory, size, timeout=OPEN_TIMEOUT_SECONDS)
+            shell = open_shell(
+                target,
+                self.id,
+                auth.command,
+                auth.directory,
+                size,
+                timeout=OPEN_TIMEOUT_SECONDS,
+                reports=self._config.Record.commands,
+            )
         self.auth = dataclasses.replace(auth, container_name=shell.target.container)
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
         while not self._has_taken_over(shell):
@@ -1471,8 +1485,15 @@ class Session:
         if printed:
             self._bytes_out += len(printed)
             output.add(printed)
+            self._keep_commands(output)
             self._limit_recording(output)
         return len(printed)
+
+    def _keep_commands(self, output: Output) -> None:
+        """Hand those that are done over to the keeper."""
+        done = output.recorder.take_commands()
+        if done:
+            self._server.keeper.add_commands(_commands(self.id, done))
 
     def _limit_recording(self, output: Output) -> None:
         """Warn the user at 90 % of what may be recorded, and end the session at all of it. Any thread."""
@@ -1547,6 +1568,8 @@ class Session:
                 self._output.close()
         except RecordError as exc:
             log_event("error", session=self.id, error=exc)
+        if self._info is not None:
+            self._keep_commands(self._output)
 
     def _log_out(self, end: End) -> None:
         """Hand the rest over to the keeper: a hang-up, the ledger, the platform."""
@@ -1641,19 +1664,28 @@ class Session:
     def _pass_on(self, pod: PodExec, item: bytes | Size) -> None:
         """Keys, or a size, which is recorded first. Does not block. A failure ends the session."""
         try:
+            self._record(item)
             if isinstance(item, bytes):
                 pod.write(item)
             else:
-                if self._output is not None:
-                    self._output.recorder.resize(*item)
-                    self._limit_recording(self._output)
                 pod.resize(*item)
         except PodLost:
             pass  # the output thread meets the same end, and may have an exit status for it
         except RecordError as exc:
-            self._recording_failed(exc)
+            if self._end is None:  # else the recording may just be closed
+                self._recording_failed(exc)
         except Exception:
             self.fault()
+
+    def _record(self, item: bytes | Size) -> None:
+        """Record a size, and keys where that is wanted. Raises RecordError."""
+        if self._output is None or (isinstance(item, bytes) and not self._config.Record.input):
+            return
+        if isinstance(item, bytes):
+            self._output.recorder.input(item)
+        else:
+            self._output.recorder.resize(*item)
+        self._limit_recording(self._output)
 
     def wait_for_room(self, timeout: float) -> bool:
         """Block while the pod takes no input, ``timeout`` seconds at most. Returns whether more may come."""
@@ -1807,6 +1839,11 @@ class Session:
             self.stop(SERVER_FAULT)
 
 
+def _commands(session_id: str, done: Iterable[RecordedCommand]) -> list[Command]:
+    """A session's commands as the ledger has them."""
+    return [Command(session_id, command.seconds, command.text, command.exit_code) for command in done]
+
+
 def _lowest(*limits: int) -> float:
     """Of limits where 0 is none."""
     return min((limit for limit in limits if limit), default=math.inf)
@@ -1956,6 +1993,15 @@ class Chores:
             return lost
         logout_at = min(info.login_at + found.seconds, lost.logout_at or info.login_at)
         return dataclasses.replace(lost, logout_at=logout_at, size=found.size, sha256=found.sha256)
+
+    def commands(self, info: SessionInfo) -> list[Command]:
+        """What a lost session's recording says of its commands."""
+        try:
+            path = find_recording(self.config.record_path, info.filename)
+            return _commands(info.session_id, recorded_commands(path))
+        except RecordError as exc:
+            log_event("error", session=info.session_id, error=exc)
+            return []
 
     def _mend(self, session_id: str, path: Path) -> None:
         """Cut the torn last line, and say that the session went on."""

@@ -1018,9 +1018,12 @@ WINDOWS_SHELLS = ("powershell.exe", "cmd.exe")
 # session's: its second half is the process id of the shell, and so their session's. /proc shows it from the exec on.
 _TAG = 'JUMPSERVER_SESSION=$0:$$; export JUMPSERVER_SESSION; exec "$1" -c "$2" "$0" "$@"'
 
-# $0 session id, $1 the shell that runs this, $3 folder, $4 columns, $5 rows, then the command if there is one. The size
-# is set here, since the message that tells it may come after the first prompt; without stty it must do. The line after
-# that is never shown: it says that the script runs, whatever comes then.
+# $0 session id, $1 the shell that runs this, $3 folder, $4 columns, $5 rows, $6 what bash is to read or nothing, then
+# the command if there is one. The size is set here, since the message that tells it may come after the first prompt;
+# without stty it must do. The line after that is never shown: it says that the script runs, whatever comes then.
+#
+# Bash reads $6 from a pipe, which needs no file. A small here-document is a pipe without a process, but in older bash a
+# file, so there a process fills the pipe, and has ended before the prompt. In its POSIX mode bash would read nothing.
 _START = """
 stty cols "$4" rows "$5" 2>/dev/null
 echo "$0"
@@ -1029,10 +1032,76 @@ export TERM
 [ -n "$LC_ALL$LC_CTYPE$LANG" ] || export LANG=C.UTF-8
 [ -z "$3" ] || cd "$3" || exit 1
 fallback=$1
-shift 5
+reports=$6
+shift 6
 [ $# -eq 0 ] || exec "$@"
-for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && exec "$shell"; done
-exec "$fallback"
+pipe() {
+    [ -n "$reports" ] || return
+    [ -z "${POSIXLY_CORRECT+x}" ] || case $(export -p) in *POSIXLY_CORRECT*) return 1;; esac
+    if [ -n "$BASH_VERSION" ]; then
+        eval 'set +o posix; exec 3< <(builtin printf %s "$reports"); wait "$!"'
+    else
+        command exec 3<<END
+$reports
+END
+    fi
+    [ -r /proc/self/fd/3 ]
+}
+start() {
+    case $1 in *bash) ! { pipe; } 2>/dev/null || exec "$1" --rcfile /proc/self/fd/3;; esac
+    exec "$1" 3<&-
+}
+for shell in bash ash sh; do command -v "$shell" >/dev/null 2>&1 && start "$shell"; done
+start "$fallback"
+"""
+
+# What bash reads in place of ~/.bashrc. From 4.4 on it tells each command line as it begins, and its exit code before
+# the next prompt, in the sequences of VS Code's shell integration: OSC 633 ; E ; <line> and OSC 633 ; D ; <code>.
+#
+# The command line is the last entry of the history, as text of at most 1,024 characters; it is empty where this is not
+# sure: where the history has no new entry, and HISTCONTROL or HISTIGNORE may be why. PS0 makes no process but for
+# history. A prompt makes none: its function comes first in PROMPT_COMMAND, keeps $? for the rest and, before "&&",
+# triggers neither ERR nor errexit. Where it is not there (one that is exported or readonly is left alone, and so is one
+# beside a DEBUG trap, which would see the function), PS0 tells the code of the command before. An array is never
+# exported, not even by "set -a". The redirections are for "set -x".
+_REPORTS = r"""exec 3<&-
+__jumpserver_begin() {
+    local code=$? text= stamp=
+    [[ ${PROMPT_COMMAND[*]-} == *__jumpserver_end* ]] || builtin printf '\e]633;D;%s\a' "$code"
+    if [[ ${__jumpserver-$HISTCMD} != "$HISTCMD" ||
+        -o history && ${HISTCONTROL-}${HISTIGNORE:+ignorespace} != *ignore[sb]* ]]; then
+        text=$(builtin history 1)
+        text=${text#*[0-9][* ] }
+        [[ -z ${HISTTIMEFORMAT-} ]] || builtin printf -v stamp "%($HISTTIMEFORMAT)T" -1
+        text=${text:${#stamp}:1024}
+        text=${text//'\'/'\\'}
+        text=${text//;/'\x3b'}
+        text=${text//$'\n'/'\x0a'}
+    fi
+    builtin printf '\e]633;E;%s\a' "${text//[[:cntrl:]]/ }"
+}
+__jumpserver_end() {
+    local code=$?
+    [[ -z ${__jumpserver-} ]] || builtin printf '\e]633;D;%s\a' "$code" >/dev/tty
+    __jumpserver=("$HISTCMD")
+    return "$code"
+}
+__jumpserver_install() {
+    local code=$1
+    unset -f __jumpserver_install
+    ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || return "$code"
+    local -
+    set +au
+    if [[ $- != *T* && ${PS0[*]@a} != *[!a\ ]* ]] && shopt -q promptvars; then
+        PS0=${PS0-}'$({ __jumpserver_begin; } 2>/dev/null)'
+        [[ -n $2 || ${PROMPT_COMMAND[*]@a} == *[!a\ ]* ]] ||
+            PROMPT_COMMAND='{ __jumpserver_end && :; } 2>/dev/null'${PROMPT_COMMAND:+$'\n'$PROMPT_COMMAND}
+    fi
+    return "$code"
+}
+export -nf __jumpserver_begin __jumpserver_end __jumpserver_install
+[[ ! -e ~/.bashrc ]] || . ~/.bashrc
+{ __jumpserver_install "$?" "$(trap -p DEBUG)"; } >/dev/null 2>&1
 """
 
 # $0 session id, $1 the shell that runs this. Does what a terminal does that goes away: HUP to all processes of the
@@ -2383,17 +2452,25 @@ class HangUp:
 
 
 def open_shell(
-    target: Target, session_id: str, command: Sequence[str], directory: str, size: tuple[int, int], *, timeout: float
+    target: Target,
+    session_id: str,
+    command: Sequence[str],
+    directory: str,
+    size: tuple[int, int],
+    *,
+    timeout: float,
+    reports: bool = False,
 ) -> Shell:
     """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
 
     The terminal has its ``size`` (columns, rows) before the first prompt. Where several containers could be meant, the
-    pod's annotation chooses, as for kubectl. Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and
-    3 s for asking about a pod that is not running. Raises ExecError with a sentence.
+    pod's annotation chooses, as for kubectl. With ``reports`` a bash tells its command lines and exit codes (OSC 633).
+    Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and 3 s for asking about a pod that is not
+    running. Raises ExecError with a sentence.
     """
     deadline = time.monotonic() + timeout
     try:
-        return _open_best(target, session_id, command, directory, size, deadline)
+        return _open_best(target, session_id, command, directory, size, deadline, reports)
     except ExecRefused as exc:
         if exc.status == 500 and "is not running" in str(exc):
             why = explain_not_running(_ask_pod(target)[1], target.container)
@@ -2401,16 +2478,24 @@ def open_shell(
         container = default_container(_ask_pod(target)[1]) if exc.status == 400 and not target.container else ""
         if not container:
             raise
-    return _open_best(replace(target, container=container), session_id, command, directory, size, deadline)
+    target = replace(target, container=container)
+    return _open_best(target, session_id, command, directory, size, deadline, reports)
 
 
 def _open_best(
-    target: Target, session_id: str, command: Sequence[str], directory: str, size: tuple[int, int], deadline: float
+    target: Target,
+    session_id: str,
+    command: Sequence[str],
+    directory: str,
+    size: tuple[int, int],
+    deadline: float,
+    reports: bool,
 ) -> Shell:
     """Try one program after the other. What happened decides, since each runtime has its own words for it."""
     failures: list[ExitStatus] = []
     for program in SHELLS:
-        script = [program, "-c", _TAG, session_id, program, _START, directory, *map(str, size), *command]
+        arguments = [directory, *map(str, size), _REPORTS if reports else "", *command]
+        script = [program, "-c", _TAG, session_id, program, _START, *arguments]
         try:
             tried = _try_program(target, script, size, deadline, session_id.encode())
         except PodLost:  # it may run all the same

@@ -1,12 +1,14 @@
 """What was seen? The recording of a session: an asciicast v2 file, which may be packed with gzip when it is finished.
 
 Owns the path of a recording, writing it, repairing and examining it after a crash, packing it, finding it again, and
-searching and reading it as text. Knows nothing of sessions, browsers, pods or HTTP. Only what the pod printed is
-recorded, with its times and the terminal's sizes, and markers for what the user was not shown.
+searching and reading it as text. Knows nothing of sessions, browsers, pods or HTTP. What the pod printed is recorded,
+with its times and the terminal's sizes; markers for what the user was not shown, and for the commands that the shell
+reports; and what was typed, where that is wanted.
 
-Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8,
-the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so
-that nothing is lost. Players pass over codes that they do not know.
+Events are asciicast's own (``o`` output, ``i`` input, ``r`` resize, ``m`` marker) and two more. ``b``: where output was
+not UTF-8, the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in
+base64, so that nothing is lost. ``d``: the command that began last is done; its data is the exit code, or empty. It
+began with an ``m`` whose label is "$ " and the command line. Players pass over codes that they do not know.
 
 Where is what: finding, repairing and examining; ``RecordFolder``; ``Recorder``; packed recordings; searching; reading
 as text.
@@ -16,11 +18,13 @@ from __future__ import annotations
 
 import base64
 import codecs
+import collections
 import contextlib
 import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -28,9 +32,10 @@ import struct
 import threading
 import time
 import unicodedata
+import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +45,7 @@ __all__ = [
     "PackedFile",
     "RecordError",
     "RecordFolder",
+    "RecordedCommand",
     "Recorder",
     "examine",
     "find_recording",
@@ -48,6 +54,7 @@ __all__ = [
     "open_recording",
     "pack",
     "playable_size",
+    "recorded_commands",
     "recorded_output",
     "recording_name",
     "recording_path",
@@ -69,6 +76,30 @@ _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
 PACKED_SUFFIX = ".gz"
 _LOST = b', "m", "the server ended before the session did"]\n'
+# What a shell says of its commands, whole, and the beginning of it (OSC: ECMA-48, 8.3.89). No ESC can be inside.
+_SHELL_MARK = re.compile(rb"\x1b\]([16]33);([CDE])(?:;([^\x07\x18\x1a\x1b]{0,16384}))?(?:\x07|\x1b\\)")
+_UNFINISHED_MARK = re.compile(rb"\x1b(?:\](?:[16](?:3(?:3(?:;[^\x07\x18\x1a\x1b]{0,16384}\x1b?)?)?)?)?)?\Z")
+_VSCODE_ESCAPE = re.compile(r"\\(?:\\|x([0-9a-fA-F]{2}))")
+_COMMAND = "$ "  # begins the label of a marker that is a command's
+_COMMAND_LIMIT_CHARACTERS = 1024
+_COMMANDS_LIMIT = 10_000  # of a session
+_COMMANDS_A_SECOND = 20
+_NOT_TOLD = "(not told by the shell)"  # in place of a command line
+_EXIT_CODE = re.compile(r"-?[0-9]{1,10}")
+_HARMLESS = {ord("\n"): "⏎", ord("\t"): " "}
+# C0, C1, what ends a line or turns the direction of text, and halves of characters.
+_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LAST_LINE_BYTES = 512  # of the output, in which a prompt for a secret is looked for
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])")
+_COLONS = (":", "\uff1a", "\ufe55")  # with the full-width and the small one
+# A word for a secret near the end of a line in which no shell's prompt has come since. In lower case.
+_ASKS = re.compile(
+    r"(?:pass ?(?:word|phrase|code)|passwd|\bpin\b|\botp\b|one-time|verification code|secret|token|passwort|kennwort"
+    r"|mot de passe|contraseña|clave|senha|palavra-passe|parola|wachtwoord|lösenord|passord|adgangskode|salasana"
+    r"|hasło|heslo|jelszó|şifre|пароль|κωδικός|סיסמה|كلمة المرور|mật khẩu|kata sandi|密码|密碼|口令|パスワード|암호"
+    r"|비밀번호|รหัสผ่าน)"
+    r"[^$#%>]{0,40}\Z"
+)
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
     *((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")),
@@ -219,6 +250,37 @@ def recorded_output(path: Path, offset: int) -> Iterator[bytes]:
         yield shown
 
 
+@dataclass(frozen=True)
+class RecordedCommand:
+    """A command line that a shell reported, and how it ended (None: not known)."""
+
+    seconds: float  # since the start of the recording
+    text: str
+    exit_code: int | None
+
+
+def recorded_commands(path: Path) -> Iterator[RecordedCommand]:
+    """The commands of a recording that nobody writes any more, in order. Raises RecordError."""
+    begun: RecordedCommand | None = None
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if b', "m", "$ ' not in line[:32] and b', "d", "' not in line[:32]:
+                    continue
+                seconds, code, data = json.loads(line)
+                if begun:
+                    yield replace(begun, exit_code=_exit_code(data) if code == "d" else None)
+                begun = RecordedCommand(float(seconds), data[len(_COMMAND) :], None) if code == "m" else None
+    except (OSError, ValueError, TypeError) as exc:
+        raise RecordError(f"cannot read {path}: {exc}") from exc
+    if begun:
+        yield begun
+
+
+def _exit_code(text: str) -> int | None:
+    return int(text) if _EXIT_CODE.fullmatch(text) else None
+
+
 def _last_time(file: BinaryIO, size: int) -> float:
     """The time of the last event; 0 where there is none, or no number that is one."""
     file.seek(max(0, size - _LINE_LIMIT_BYTES))
@@ -318,6 +380,59 @@ class RecordFolder:
             os.close(fd)
 
 
+class ShellMarks:
+    """Finds where shells say that a command begins or ends, however the output is cut. One thread at a time.
+
+    OSC 633 of VS Code's shell integration (E with the command line, D), and OSC 133 (C, in fish with the command line,
+    D). Anything may print them: they are no evidence. Only the beginning of one is remembered, 16 KiB at most.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def find(self, data: bytes) -> list[tuple[str, str]]:
+        """Of each one in the output its event's code, "m" or "d", and the command line or the exit code."""
+        if not self._rest and b"\x1b" not in data:
+            return []
+        data = self._rest + data
+        # One of two bytes ends each; looking for them costs next to nothing.
+        matches = _SHELL_MARK.finditer(data) if b"\x07" in data or b"\\" in data else ()
+        found = [mark for match in matches for mark in (_meaning(*match.groups(b"")),) if mark]
+        last = data.rfind(b"\x1b")
+        before = data.rfind(b"\x1b", 0, max(last, 0))  # of one whose end is cut in two
+        starts = [start for start in (before, last) if start >= 0 and _UNFINISHED_MARK.match(data, start)]
+        self._rest = data[starts[0] :] if starts else b""
+        return found
+
+
+def _meaning(number: bytes, letter: bytes, data: bytes) -> tuple[str, str] | None:
+    text = data.decode("utf-8", "replace").partition(";")[0]
+    if letter == b"D":
+        return "d", text
+    if (number, letter) == (b"633", b"E"):
+        return "m", _VSCODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else "\\", text)
+    if (number, letter) == (b"133", b"C"):
+        name, _, value = text.partition("=")
+        return "m", urllib.parse.unquote(value) if name == "cmdline_url" else ""
+    return None
+
+
+def _harmless(text: str) -> str:
+    """A command line as a label: one line of limited length that cannot steer a terminal."""
+    return _HARMFUL.sub("\ufffd", text.translate(_HARMLESS))[:_COMMAND_LIMIT_CHARACTERS].strip() or _NOT_TOLD
+
+
+def asks_for_secret(output: bytes) -> bool:
+    """Whether the last line of the output looks like a prompt for a password.
+
+    It does where it ends in a colon, or where a word for a secret stands near its end. The stars in place of what was
+    typed do not count.
+    """
+    text = _ESCAPE_SEQUENCE.sub("", output[-_LAST_LINE_BYTES:].decode("utf-8", "replace"))
+    line = text[max(text.rfind("\n"), text.rfind("\r")) + 1 :].rstrip(" \t*•●")
+    return line.endswith(_COLONS) or _ASKS.search(line.lower()) is not None
+
+
 class Recorder:
     """Writes one asciicast v2 file, a line an event, straight to the file. Any thread.
 
@@ -326,11 +441,19 @@ class Recorder:
     """
 
     def __init__(
-        self, path: Path, cols: int, rows: int, *, title: str = "", folder: RecordFolder | None = None
+        self,
+        path: Path,
+        cols: int,
+        rows: int,
+        *,
+        title: str = "",
+        folder: RecordFolder | None = None,
+        commands: bool = True,
     ) -> None:
         """Make the file and those of its eight folders that are missing; the root must be there.
 
-        ``folder``: whose reserve is given back when the disk is full.
+        ``folder``: whose reserve is given back when the disk is full. ``commands``: whether those that shells report
+        become events.
         """
         self.path = path
         self._folder = folder
@@ -338,6 +461,12 @@ class Recorder:
         self._failed = False
         self._lock = threading.Lock()  # guards all but the path
         self._rest = b""  # the beginning of a character of which the end has not come yet
+        self._last_line = b""  # or more
+        self._marks = ShellMarks() if commands else None
+        self._running: RecordedCommand | None = None
+        self._done: list[RecordedCommand] = []  # and not taken yet
+        self._begun = collections.deque((-math.inf,) * _COMMANDS_A_SECOND, _COMMANDS_A_SECOND)  # when; monotonic
+        self._commands_left = _COMMANDS_LIMIT
         self._digest = hashlib.sha256()
         self._start = self._synced = time.monotonic()
         self._fd = _create(path)
@@ -359,6 +488,18 @@ class Recorder:
         with self._lock:
             return self._print(self._rest + data, final)
 
+    def input(self, data: bytes) -> None:
+        """Record what was typed, unless the pod seems to have asked for a secret."""
+        with self._lock:
+            if not asks_for_secret(self._last_line):
+                self._event(b"i", escape(data.decode("utf-8", "replace").encode()))
+
+    def take_commands(self) -> list[RecordedCommand]:
+        """The commands that are done since the last call; after ``close`` all that are left."""
+        with self._lock:
+            done, self._done = self._done, []
+            return done
+
     def resize(self, cols: int, rows: int) -> None:
         """Record that the terminal has a new size."""
         with self._lock:
@@ -377,6 +518,7 @@ class Recorder:
                     self._print(self._rest, final=True)
                     self._sync()
             finally:
+                self._end_command(None)
                 self._failed = True  # the descriptor's number may soon be another file's
                 os.close(self._fd)
             return self._digest.hexdigest()
@@ -401,14 +543,42 @@ class Recorder:
             self._event(b"o", escape(text))
         if text != shown:
             self._event(b"b", base64.b64encode(shown))
+        self._last_line = (self._last_line + shown[-_LAST_LINE_BYTES:])[-_LAST_LINE_BYTES:]
+        for mark, value in self._marks.find(shown) if self._marks else ():
+            self._begin_command(value) if mark == "m" else self._tell_end(value)
         return shown
 
-    def _event(self, code: bytes, data: bytes) -> None:
+    def _begin_command(self, text: str) -> None:
+        if self._running and not text:
+            return  # OSC 133 ; C, of which OSC 633 ; E has told more
+        self._end_command(None)
         now = time.monotonic()
-        self._write(b'[%.6f, "%b", "%b"]\n' % (now - self._start, code, data))
+        if self._commands_left and now - self._begun[0] >= 1.0:
+            self._commands_left -= 1
+            self._begun.append(now)
+            text = _harmless(text)
+            self._running = RecordedCommand(self._event(b"m", escape(f"{_COMMAND}{text}".encode())), text, None)
+
+    def _tell_end(self, code: str) -> None:
+        if self._running:
+            exit_code = _exit_code(code)
+            self._event(b"d", b"" if exit_code is None else b"%d" % exit_code)
+            self._end_command(exit_code)
+
+    def _end_command(self, exit_code: int | None) -> None:
+        if self._running:
+            self._done.append(replace(self._running, exit_code=exit_code))
+            self._running = None
+
+    def _event(self, code: bytes, data: bytes) -> float:
+        """Write it; returns its time, as the file has it."""
+        now = time.monotonic()
+        seconds = round(now - self._start, 6)
+        self._write(b'[%.6f, "%b", "%b"]\n' % (seconds, code, data))
         if now - self._synced > _SYNC_SECONDS:
             self._synced = now
             self._sync()
+        return seconds
 
     def _sync(self) -> None:
         """Bring the file to the disk, and see that it can still be found: a removed one is written without an error."""

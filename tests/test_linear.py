@@ -165,6 +165,19 @@ FOREIGN: dict[str, tuple[Callable[[str], object], list[tuple[str, str, str]]]] =
             *(("", repeated, "") for repeated in ('[1, "o", "\\u001b]"]\n', '[1, "o", "\\u001b["]\n', "[", "[1")),
         ],
     ),
+    "ShellMarks": (
+        lambda text: recorder.ShellMarks().find(text.encode()),
+        [
+            ("", "\x1b]633;E;", ""),
+            ("", "\x1b]633;E;a", "\x07"),
+            ("\x1b]633;E;", "a\x1b", "\\"),
+            ("", "\x1b]0;\x07", ""),
+        ],
+    ),
+    "asks_for_secret": (
+        lambda text: recorder.asks_for_secret(text.encode()),
+        [("", "password", ""), ("", "\x1b[", ""), ("", "\x1b]", ""), ("", " ", ":")],
+    ),
     "escape": (lambda text: recorder.escape(text.encode()), [("", "\0\n\\", "")]),
 }
 
