@@ -296,6 +296,24 @@ def test_on_a_phone_the_text_scrolls_at_its_full_size(server: RunningServer, bro
         assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 
+def test_on_a_phone_that_lies_the_text_is_no_smaller(server: RunningServer, browser: Browser) -> None:
+    with page_of(browser, viewport={"width": 700, "height": 375}, has_touch=True, is_mobile=True) as page:
+        play(server, page, cast([0.1, "o", "x" * 79 + "|"], [1, "m", "$ ls"], [60, "o", "end"]))
+        player_text(page, "|")
+        assert page.get_by_label("Text").input_value() == "none"
+        stage = page.locator("#stage").bounding_box()
+        assert stage
+        assert stage["height"] > 250
+
+
+def test_the_text_has_the_size_that_is_chosen(server: RunningServer, page: Page) -> None:
+    play(server, page, cast([0.1, "o", "start"], [60, "o", "end"]))
+    player_text(page, "start")
+    for size, pixels in (("75 %", "11.25px"), ("100 %", "15px"), ("150 %", "22.5px")):
+        page.get_by_label("Text").select_option(label=size)
+        expect(page.locator(".ap-player")).to_have_css("font-size", pixels)
+
+
 # ---- What is not whole ----
 
 
@@ -323,6 +341,14 @@ def test_a_torn_recording_is_told_as_incomplete(server: RunningServer, page: Pag
     player_text(page, "whole")
     expect(page.locator("#incomplete")).to_contain_text("Incomplete")
     expect(page.locator("#incomplete")).to_contain_text("cut off")
+
+
+def test_a_torn_last_line_of_a_running_session_is_no_end(server: RunningServer, page: Page) -> None:
+    body, headers = cast([0.1, "o", "whole"]) + '[0.2, "o", "to', {"X-Recording": "running"}
+    page.route("**/records/play*", lambda route: route.fulfill(body=body, headers=headers))
+    page.goto(server.player_url("any.cast"))
+    player_text(page, "whole")
+    expect(page.locator("#incomplete")).to_contain_text("still running")
 
 
 def test_a_torn_last_line_that_arrives_is_told_too(server: RunningServer, page: Page) -> None:
