@@ -107,6 +107,8 @@ NO_NAMES = [
     f"{NAME}.gz",
     NAME.replace(ID, ID.upper()),
     NAME.replace(ID, "7d3a1c5e"),
+    str(recording_path(Path(), "7d3a1c5e")),
+    str(recording_path(Path(), ID.upper())),
     NAME.replace(".cast", ".txt"),
     f"00/{NAME[3:]}",
     f"{NAME[:3]}../{NAME}",
