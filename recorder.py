@@ -1,8 +1,8 @@
 """What was seen? The recording of a session: an asciicast v2 file.
 
-Owns the path of a recording, writing it, repairing and examining it after a crash, and finding it again. Knows nothing
-of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes,
-and markers for what the user was not shown.
+Owns the path of a recording, writing it, following it while it grows, repairing and examining it after a crash, and
+finding it again. Knows nothing of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its
+times and the terminal's sizes, and markers for what the user was not shown.
 
 Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8,
 the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so
@@ -16,18 +16,21 @@ import codecs
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
+import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
     "Examined",
+    "Follower",
     "RecordError",
     "RecordFolder",
     "Recorder",
@@ -48,12 +51,24 @@ _FOLDERS = 8  # between the root and a recording
 _MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
 _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
+_PIECE_BYTES = 1 << 21  # that a follower takes at once: more than the largest event and its bytes
+_LOOK_BACK_BYTES = 1 << 26  # in which it looks for the terminal's size and screen,
+_LOOK_BYTES = 1 << 20  # so much at a time,
+_OVERLAP_BYTES = 128  # which is more than either takes
+_FRAMES_A_SECOND = 60  # that players draw
 _LOST = b', "m", "the server ended before the session did"]\n'
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
     *((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")),
     *((bytes((byte,)), b"\\u%04x" % byte) for byte in range(32) if byte not in b"\n\r\t"),
 )
+
+# Lines as the recorder writes them: time, code, data. In the data, quotes and control characters are escaped.
+_EVENT = re.compile(rb'\[([0-9]{1,10}(?:\.[0-9]{1,9})?), "([a-z])", "')
+_RESIZED = re.compile(rb', "r", "([0-9]{1,5}x[0-9]{1,5})"\]')
+_SWITCHED = re.compile(rb"\\u001b\[\?(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
+_GOOD_PLACE = re.compile(rb"(?<!\\)(?:\\r\\n|(?=\\u001b))")  # where output can begin: a line, an escape sequence
+_LiveEvent = tuple[bytes, bytes, bytes]  # time, code and data, as they stand in the line
 
 
 class RecordError(Exception):
@@ -171,6 +186,127 @@ def recorded_output(path: Path, offset: int) -> Iterator[bytes]:
         raise RecordError(f"cannot read {path}: {exc}") from exc
     if shown:
         yield shown
+
+
+class Follower:
+    """A recording while it grows, for one who watches: messages of asciicast v2, a JSON document each. One thread.
+
+    First the header and the screen so far, then what comes. It only reads the file, so it works from any process and
+    holds nobody up.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """The file stays the caller's."""
+        self._file = file
+        self._position = 0  # up to which it was taken: the end of a line
+        self._last = {_RESIZED: b"", _SWITCHED: b"l"}  # the terminal's size; "h" while it has its alternate screen on
+
+    def read(self) -> list[bytes]:
+        """What has come; where that is more than 2 MiB, the screen as it is by now. [] if nothing. Raises RecordError.
+
+        A line of which the end has not come yet is left for the next time.
+        """
+        with self._translated():
+            if self._position == 0:
+                return self._begin()
+            if self._end() - self._position > _PIECE_BYTES:
+                return self._screen(_PIECE_BYTES)
+            return _messages(self._take(self._position))
+
+    def is_far_behind(self) -> bool:
+        """Whether so much has come that some of it will be left out. Raises RecordError."""
+        with self._translated():
+            return self._end() - self._position > _PIECE_BYTES
+
+    def _begin(self) -> list[bytes]:
+        header, newline, _ = self._bytes(0, _SCAN_BYTES).partition(b"\n")
+        if not newline:
+            return []
+        self._position = len(header) + 1
+        return [header, *self._screen(_LOOK_BACK_BYTES)]
+
+    def _screen(self, look_back: int) -> list[bytes]:
+        """Go on at the last 2 MiB: their markers, then the terminal's size, then all of their output as one event."""
+        start = max(self._position, self._end() - _PIECE_BYTES)
+        is_cut = start > self._position
+        if is_cut:
+            self._file.seek(start)
+            start += len(self._file.readline(_PIECE_BYTES))
+            self._look_back(start, max(self._position, start - look_back))
+        mode = b"\\u001bc\\u001b[?1049h" if self._last[_SWITCHED] == b"h" else b"\\u001bc"
+        events = self._take(start)
+        output = b"".join(data for _, code, data in events if code == b"o")
+        if is_cut:
+            good = _GOOD_PLACE.search(output)
+            output = mode + output[good.end() if good else 0 :]
+        now = events[-1][0] if events else b"0"
+        screen = [(now, b"r", self._last[_RESIZED]), (now, b"o", output)]
+        markers = [event for event in events if event[1] == b"m"]
+        return _messages([*markers, *(event for event in screen if event[2])])
+
+    def _take(self, start: int) -> list[_LiveEvent]:
+        """The events in the whole lines from there on, 2 MiB at most."""
+        lines = self._bytes(start, min(max(0, self._end() - start), _PIECE_BYTES))
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._position = start + len(lines)
+        for pattern in self._last:
+            for found in pattern.findall(lines)[-1:]:
+                self._last[pattern] = found
+        return list(_live_events(lines))
+
+    def _look_back(self, start: int, floor: int) -> None:
+        """Find the terminal's size and screen as they were at that byte of the file, if what is above tells."""
+        unknown = set(self._last)
+        while start > floor and unknown:
+            begin = max(floor, start - _LOOK_BYTES)
+            data = self._bytes(begin, start - begin)
+            for pattern in tuple(unknown):
+                for found in pattern.findall(data)[-1:]:
+                    self._last[pattern] = found
+                    unknown.remove(pattern)
+            start = begin + _OVERLAP_BYTES if begin > floor else floor
+
+    def _end(self) -> int:
+        return self._file.seek(0, os.SEEK_END)
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise RecordError(f"cannot read the recording: {exc.strerror}") from exc
+
+
+def _live_events(lines: bytes) -> Iterator[_LiveEvent]:
+    """Those that a player shows. That a command is done (``d``) becomes a marker: of others it would tell nobody."""
+    for line in lines.split(b"\n"):
+        match = _EVENT.match(line)
+        if match and line.endswith(b'"]'):
+            time, code = match.groups()
+            data = line[match.end() : -2]
+            if code == b"d":
+                yield time, b"m", b"= " + data
+            elif code in b"oirm":
+                yield time, code, data
+
+
+def _messages(events: Iterable[_LiveEvent]) -> list[bytes]:
+    """One for each event; output that players draw at once comes at once."""
+    messages = []
+    for (code, _), group in itertools.groupby(events, lambda event: (event[1], _frame(event[0]))):
+        items = [(time, data) for time, _, data in group]
+        if code == b"o":
+            items = [(items[0][0], b"".join(data for _, data in items))]
+        messages += [b'[%b, "%b", "%b"]' % (time, code, data) for time, data in items]
+    return messages
+
+
+def _frame(time: bytes) -> int:
+    return int(float(time) * _FRAMES_A_SECOND)
 
 
 def _last_time(file: BinaryIO, size: int) -> float:
