@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "Examined",
@@ -39,6 +39,7 @@ __all__ = [
     "is_incomplete",
     "mark_incomplete",
     "playable_size",
+    "read_header",
     "recorded_output",
     "recording_path",
     "repair",
@@ -109,6 +110,15 @@ def playable_size(file: BinaryIO) -> int:
             return start + newline + 1
         end = start
     return 0
+
+
+def read_header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a recording; {} where it has none. Raises OSError."""
+    file.seek(0)
+    with contextlib.suppress(ValueError, RecursionError):
+        header = json.loads(file.readline(_SCAN_BYTES))
+        return header if isinstance(header, dict) else {}
+    return {}
 
 
 def repair(path: Path) -> int:
