@@ -2202,6 +2202,7 @@ _HEADS, _HEADS_EACH = 200, 50  # whose request has not been read yet
 _PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused terminals
 _WATCHERS, _WATCHERS_EACH = 200, 50  # that watch a session
 LOOK_SECONDS = 0.2  # after which a watcher's thread looks again at the recording
+_FLOOD_SECONDS = 0.025  # the same for each watcher there is, where some is left out: that takes milliseconds
 _ASK_SECONDS = 1.0  # after which it asks again whether the session goes on
 SLOW_SECONDS = 5.0  # for what has come; a watcher who takes longer, and is far behind then, is dropped
 _RETRY_SECONDS = "10"  # what a refused client is asked to wait
@@ -2728,7 +2729,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """
         running, asked_at = True, time.monotonic()
         while True:
-            messages, now = follower.read(), time.monotonic()
+            leaves_out, messages, now = follower.is_far_behind(), follower.read(), time.monotonic()
             if messages:
                 watcher.send_texts(messages)
             elif not running:
@@ -2740,7 +2741,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if time.monotonic() - now > SLOW_SECONDS and follower.is_far_behind():
                 watcher.finish(TRY_AGAIN, "too slow for what this session prints")
                 return
-            watcher.listen(LOOK_SECONDS)
+            watcher.listen(max(LOOK_SECONDS, leaves_out * len(self.server.watchers) * _FLOOD_SECONDS))
 
     def _goes_on(self, session_id: str) -> bool:
         try:

@@ -52,10 +52,11 @@ _FOLDERS = 8  # between the root and a recording
 _MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
 _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
-_PIECE_BYTES = 1 << 21  # that a follower takes at once: more than the largest event and its bytes
-_LOOK_BACK_BYTES = 1 << 26  # in which it looks for the terminal's size and screen,
-_LOOK_BYTES = 1 << 20  # so much at a time,
-_OVERLAP_BYTES = 128  # which is more than either takes
+_BEHIND_BYTES = 1 << 21  # that a follower catches up with; beyond, it leaves out
+_LATE_BYTES, _LATE_LOOK_BYTES = 1 << 21, 1 << 26  # what it goes on with when it begins, and looks through before that
+_LAST_BYTES, _LAST_LOOK_BYTES = 1 << 19, 1 << 22  # the same when it leaves out
+_LOOK_BYTES = 1 << 20  # at a time
+_OVERLAP_BYTES = 128  # more than what is looked for takes
 _FRAMES_A_SECOND = 60  # that players draw
 _LOST = b', "m", "the server ended before the session did"]\n'
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
@@ -67,7 +68,7 @@ _ESCAPES = (
 # Lines as the recorder writes them: time, code, data. In the data, quotes and control characters are escaped.
 _EVENT = re.compile(rb'\[([0-9]{1,10}(?:\.[0-9]{1,9})?), "([a-z])", "')
 _RESIZED = re.compile(rb', "r", "([0-9]{1,5}x[0-9]{1,5})"\]')
-_SWITCHED = re.compile(rb"\\u001b\[\?(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
+_SWITCHED = re.compile(rb"\\u001b(?<!\\\\u001b)\[\?(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
 _GOOD_PLACE = re.compile(rb"(?<!\\)(?:\\r\\n|(?=\\u001b))")  # where output can begin: a line, an escape sequence
 _LiveEvent = tuple[bytes, bytes, bytes]  # time, code and data, as they stand in the line
 
@@ -101,7 +102,11 @@ def find_recording(root: Path, name: str) -> Path:
 
 def playable_size(file: BinaryIO) -> int:
     """The size in bytes of the whole lines of a recording that may still be growing, or was torn by a crash."""
-    end = file.seek(0, os.SEEK_END)
+    return _line_start(file, file.seek(0, os.SEEK_END))
+
+
+def _line_start(file: BinaryIO, end: int) -> int:
+    """The place after the last line feed before ``end``; 0 if there is none."""
     while end > 0:
         start = max(0, end - _SCAN_BYTES)
         file.seek(start)
@@ -219,32 +224,34 @@ class Follower:
         with self._translated():
             if self._position == 0:
                 return self._begin()
-            if self._end() - self._position > _PIECE_BYTES:
-                return self._screen(_PIECE_BYTES)
-            return _messages(self._take(self._position))
+            if self._behind() > _BEHIND_BYTES:
+                return self._screen(_LAST_BYTES, _LAST_LOOK_BYTES)
+            return _messages(self._take(self._position, self._behind()))
 
     def is_far_behind(self) -> bool:
         """Whether so much has come that some of it will be left out. Raises RecordError."""
         with self._translated():
-            return self._end() - self._position > _PIECE_BYTES
+            return self._behind() > _BEHIND_BYTES
+
+    def _behind(self) -> int:
+        """Bytes that are not taken yet."""
+        return max(0, self._file.seek(0, os.SEEK_END) - self._position)
 
     def _begin(self) -> list[bytes]:
         header, newline, _ = self._bytes(0, _SCAN_BYTES).partition(b"\n")
         if not newline:
             return []
         self._position = len(header) + 1
-        return [header, *self._screen(_LOOK_BACK_BYTES)]
+        return [header, *self._screen(_LATE_BYTES, _LATE_LOOK_BYTES)]
 
-    def _screen(self, look_back: int) -> list[bytes]:
-        """Go on at the last 2 MiB: their markers, then the terminal's size, then all of their output as one event."""
-        start = max(self._position, self._end() - _PIECE_BYTES)
+    def _screen(self, size: int, look: int) -> list[bytes]:
+        """Go on at the last ``size`` bytes: their markers, then the terminal's size, then all output as one event."""
+        end = playable_size(self._file)
+        start = max(self._position, _line_start(self._file, end - size))
         is_cut = start > self._position
-        if is_cut:
-            self._file.seek(start)
-            start += len(self._file.readline(_PIECE_BYTES))
-            self._look_back(start, max(self._position, start - look_back))
+        self._look_back(start, max(self._position, start - look))
         mode = b"\\u001bc\\u001b[?1049h" if self._last[_SWITCHED] == b"h" else b"\\u001bc"
-        events = self._take(start)
+        events = self._take(start, end - start)
         output = b"".join(data for _, code, data in events if code == b"o")
         if is_cut:
             good = _GOOD_PLACE.search(output)
@@ -254,9 +261,9 @@ class Follower:
         markers = [event for event in events if event[1] == b"m"]
         return _messages([*markers, *(event for event in screen if event[2])])
 
-    def _take(self, start: int) -> list[_LiveEvent]:
-        """The events in the whole lines from there on, 2 MiB at most."""
-        lines = self._bytes(start, min(max(0, self._end() - start), _PIECE_BYTES))
+    def _take(self, start: int, size: int) -> list[_LiveEvent]:
+        """The events in the whole lines of these bytes."""
+        lines = self._bytes(start, size)
         lines = lines[: lines.rfind(b"\n") + 1]
         self._position = start + len(lines)
         for pattern in self._last:
@@ -275,9 +282,6 @@ class Follower:
                     self._last[pattern] = found
                     unknown.remove(pattern)
             start = begin + _OVERLAP_BYTES if begin > floor else floor
-
-    def _end(self) -> int:
-        return self._file.seek(0, os.SEEK_END)
 
     def _bytes(self, start: int, size: int) -> bytes:
         self._file.seek(start)

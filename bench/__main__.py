@@ -21,6 +21,7 @@ from typing import Any
 from bench.links import measure_link, measure_resume
 from bench.processes import ROOT, Lab, Process, Server, nginx
 from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
+from bench.watchers import measure_watchers
 
 SHM = Path("/dev/shm")
 SPACE_BYTES = 4 << 30  # for the recordings of one run
@@ -336,6 +337,7 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "player": measure_player,
     "link": measure_link,
     "resume": measure_resume,
+    "watchers": measure_watchers,
 }
 
 
