@@ -2140,6 +2140,7 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "live.js",
             "player.js",
             "node_modules/@xterm/xterm/css/xterm.css",
             "node_modules/@xterm/xterm/lib/xterm.mjs",
@@ -2669,10 +2670,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     self._let_watch(path.stem, file)
 
     def _tell_of_session(self, path: Path, file: BinaryIO) -> None:
+        header = read_header(file)
         self._answer_json(
             200,
             running=self._outcome(path.stem) == "running",
-            title=str(read_header(file).get("title", "")),
+            title=str(header.get("title", "")),
+            cols=header.get("width"),
             idle=round(max(0.0, time.time() - os.fstat(file.fileno()).st_mtime), 1),
         )
 
