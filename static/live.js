@@ -138,12 +138,18 @@ export class LiveView {
 
   #begin() {
     this.#enter("live");
-    requestAnimationFrame(() => (el("player").scrollTop = el("player").scrollHeight)); // where most is printed
+    this.#reveal();
   }
 
   #end() {
     this.#remark("The session has ended. This is the last that was seen.");
     this.#enter("ended");
+    this.#reveal();
+  }
+
+  // The end of a picture that is too large for the page: there most is printed.
+  #reveal() {
+    requestAnimationFrame(() => (el("player").scrollTop = el("player").scrollHeight));
   }
 
   #printed() {

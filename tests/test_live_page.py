@@ -112,7 +112,8 @@ def test_who_may_not_watch_any_more_is_told_so(server: RunningServer, terminal: 
     relay = Relay(server.url)
     page.goto(live_page(server, url=f"http://{relay.address}/"))
     badge(page, "Live")
-    page.route("**/records/live*", lambda route: route.fulfill(status=403, body="this link has expired"))
+    expired = {"status": 403, "body": "this link has expired", "content_type": "text/plain"}
+    page.route("**/records/live*", lambda route: route.fulfill(**expired))
     relay.cut()
     expect(page.locator("#words")).to_contain_text("This link has expired.", timeout=WAIT_MS)
     badge(page, "Not live")
