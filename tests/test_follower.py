@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder import Follower, Recorder, read_header
+from recorder import Follower, Recorder, open_recording, pack, read_header
 from tests.support import nothing_left
 
 HEADER = '{"version": 2, "width": 80, "height": 24, "title": "alice@default/demo"}\n'
@@ -219,6 +219,15 @@ def test_a_line_as_long_as_any_is_sent_whole(growing: Growing) -> None:
     longest = [1.0, "o", "\x01" * (256 << 10)]
     growing.add(longest, [1.0, "b", "A" * (350 << 10)])
     assert growing.read() == [longest]
+
+
+def test_of_a_packed_recording_only_the_header_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "a.cast"
+    path.write_text(HEADER + '[0.1, "o", "a"]\n')
+    assert pack(path, lambda: False)
+    with open_recording(path) as file:
+        follower = Follower(file)
+        assert [follower.read(), follower.read()] == [[HEADER.strip().encode()], []]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "[1, 2]\n", "{" * 70_000 + "\n", "[" * 70_000, "{\n"])
