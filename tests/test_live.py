@@ -33,6 +33,7 @@ from tests.support import (
     request_head,
     wait_until,
 )
+from tests.test_nginx import SHIPPED, SHORTEST, behind_nginx
 
 OFFERED = ["v1.alis", "v2.asciicast", "v3.asciicast", "raw"]  # by asciinema-player 3.18
 PLAIN = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
@@ -439,6 +440,17 @@ def test_a_page_can_ask_before_it_watches(server: RunningServer) -> None:
     server.wait_settled()
     assert asked()["running"] is False
     assert [entry.kind for entry in server.hooks.ledger.entries()] == ["login", "logout"]
+
+
+@pytest.mark.parametrize("site", [SHORTEST, SHIPPED], ids=["shortest", "shipped"])
+def test_one_can_watch_behind_nginx(server: RunningServer, terminal: Terminal, tmp_path: Path, site: str) -> None:
+    with behind_nginx(tmp_path, server, site) as base:
+        target = live_url(server, server.recordings()[-1]).partition(f":{server.port}")[2]
+        sock = websocket.create_connection(f"ws://{base}{target}", WAIT_SECONDS, subprotocols=OFFERED)
+        with Watcher(sock) as watcher:
+            watcher.wait_for("ready")
+            terminal.type("through nginx")
+            watcher.wait_for("through nginx")
 
 
 def test_the_token_is_not_in_the_log(
