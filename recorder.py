@@ -246,7 +246,8 @@ class Follower:
         """The file stays the caller's."""
         self._file = file
         self._position = 0  # up to which it was taken: the end of a line
-        self._last = {_RESIZED: b"", _SWITCHED: b"l"}  # the terminal's size; "h" while it has its alternate screen on
+        self._size = b""  # of the terminal, once it has changed
+        self._mode = b"l"  # "h" while it has its alternate screen on
 
     def read(self) -> list[bytes]:
         """What has come; where that is more than 2 MiB, the screen as it is by now. [] if nothing. Raises RecordError.
@@ -285,14 +286,14 @@ class Follower:
         start = max(self._position, _line_start(self._file, end - size))
         is_cut = start > self._position
         self._look_back(start, max(self._position, start - look))
-        mode = b"\\u001bc\\u001b[?1049h" if self._last[_SWITCHED] == b"h" else b"\\u001bc"
+        mode = b"\\u001bc\\u001b[?1049h" if self._mode == b"h" else b"\\u001bc"
         events = self._take(start, end - start)
         output = b"".join(data for _, code, data in events if code == b"o")
         if is_cut:
             good = _GOOD_PLACE.search(output)
             output = mode + output[good.end() if good else 0 :]
         now = events[-1][0] if events else b"0"
-        screen = [(now, b"r", self._last[_RESIZED]), (now, b"o", output)]
+        screen = [(now, b"r", self._size), (now, b"o", output)]
         markers = [event for event in events if event[1] == b"m"]
         return _messages([*markers, *(event for event in screen if event[2])])
 
@@ -301,22 +302,21 @@ class Follower:
         lines = self._bytes(start, size)
         lines = lines[: lines.rfind(b"\n") + 1]
         self._position = start + len(lines)
-        for pattern in self._last:
-            for found in pattern.findall(lines)[-1:]:
-                self._last[pattern] = found
+        self._size = _last_size(lines) or self._size
+        self._mode = _last_mode(lines) or self._mode
         return list(_live_events(lines))
 
     def _look_back(self, start: int, floor: int) -> None:
         """Find the terminal's size and screen as they were at that byte of the file, if what is above tells."""
-        unknown = set(self._last)
-        while start > floor and unknown:
+        size = mode = b""
+        while start > floor and not (size and mode):
             begin = max(floor, start - _LOOK_BYTES)
             data = self._bytes(begin, start - begin)
-            for pattern in tuple(unknown):
-                for found in pattern.findall(data)[-1:]:
-                    self._last[pattern] = found
-                    unknown.remove(pattern)
+            size = size or _last_size(data)
+            mode = mode or _last_mode(data)
             start = begin + _OVERLAP_BYTES if begin > floor else floor
+        self._size = size or self._size
+        self._mode = mode or self._mode
 
     def _bytes(self, start: int, size: int) -> bytes:
         self._file.seek(start)
@@ -328,6 +328,18 @@ class Follower:
             yield
         except OSError as exc:
             raise RecordError(f"cannot read the recording: {exc.strerror}") from exc
+
+
+def _last_size(lines: bytes) -> bytes:
+    """The last size of the terminal that they tell; b"" for none."""
+    found = _RESIZED.findall(lines)
+    return found[-1] if found else b""
+
+
+def _last_mode(lines: bytes) -> bytes:
+    """Whether they leave the alternate screen on (h) or off (l); b"" if they do not switch it."""
+    found = _SWITCHED.findall(lines)
+    return found[-1] if found else b""
 
 
 def _live_events(lines: bytes) -> Iterator[_LiveEvent]:
