@@ -10,6 +10,7 @@ from playwright.sync_api import Page, WebSocketRoute, expect
 
 from tests.conftest import WAIT_MS
 from tests.support import Installation, RunningServer, Terminal, end_shell
+from tests.test_accessibility import findings
 from tests.test_pages import Relay, until
 from tests.test_player_page import player_text
 
@@ -172,3 +173,21 @@ def test_on_a_phone_the_picture_scrolls_at_a_size_that_can_be_read(
     player_text(page, "ready")
     until(page, "document.querySelector('#player').scrollWidth > 600")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+@pytest.mark.parametrize("width", [1440, 375])
+def test_axe_finds_nothing_while_it_runs_when_it_is_lost_and_when_it_is_refused(
+    server: RunningServer, terminal: Terminal, page: Page, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    relay = Relay(server.url)
+    page.goto(live_page(server, url=f"http://{relay.address}/"))
+    badge(page, "Live")
+    player_text(page, "ready")
+    assert findings(page) == []
+    relay.cut()
+    badge(page, "Reconnecting")
+    assert findings(page) == []
+    page.goto(live_page(server, "play"))
+    badge(page, "Not live")
+    assert findings(page) == []
