@@ -112,6 +112,7 @@ from k8s_exec import (
 )
 from recorder import (
     PACKED_SUFFIX,
+    Follower,
     PackedFile,
     RecordedCommand,
     Recorder,
@@ -124,6 +125,7 @@ from recorder import (
     open_recording,
     pack,
     playable_size,
+    read_header,
     recorded_commands,
     recorded_output,
     recording_name,
@@ -339,6 +341,7 @@ class AuditConfig:
     """``[Audit]``"""
 
     db: str = ""  # the ledger, a SQLite file; empty: sessions.db in the record path
+    announce_watch: bool = True  # whether a terminal says who begins to watch it
 
 
 @dataclass(frozen=True)
@@ -556,7 +559,7 @@ def check_ledger_path(config: Config, file: Path) -> None:
 
 # WebSocket close codes (RFC 6455, section 7.4.2: 4000 to 4999 are the application's), and the HTTP status that
 # says the same to a client which did not ask for the subprotocol.
-NORMAL, GOING_AWAY = 1000, 1001
+NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 BAD_REQUEST, DENIED, TAKEN, GONE, INTERNAL, CLUSTER, BUSY = 4400, 4403, 4409, 4410, 4500, 4502, 4503
 _HTTP_STATUS = {BAD_REQUEST: 400, DENIED: 403, TAKEN: 409, GONE: 410, INTERNAL: 503, CLUSTER: 502, BUSY: 503}
 _KILLED = 128 + signal.SIGKILL
@@ -595,6 +598,7 @@ FETCH_FAILED = End("this recording cannot be fetched now; try again later", INTE
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
 NO_DESCRIPTORS = End("the server has as many files and connections open as it may; try again later", BUSY)
+NOT_IN_LEDGER = "the ledger cannot be read or written now, and nothing goes on without it; try again later"
 NOT_UNDERSTOOD = End("the browser sent a message that is not understood", BAD_REQUEST)
 
 
@@ -670,6 +674,7 @@ HISTOGRAMS = {
 GAUGES = {
     "ready": "1 while terminals can be opened.",
     "sessions_open": "Sessions that are open.",
+    "watchers": "Who watches sessions live.",
     "detached": "Sessions whose shell waits for a browser that lost its connection.",
     "free_bytes": "Bytes free where the recordings are.",
     "outbox_length": "Ended sessions about which something is left to do.",
@@ -781,12 +786,13 @@ def _histogram(name: str, labels: Mapping[str, str], times: list[float]) -> list
 # -- the browser's socket ---------------------------------------------------------------------------------------------
 
 SUBPROTOCOL = "jumpserver.v1"
+LIVE_SUBPROTOCOL = "v2.asciicast"  # asciinema-player's name for it
 PING_SECONDS = 25.0
 SEND_TIMEOUT_SECONDS = 30  # a browser that takes nothing for so long is gone
 CLOSE_TIMEOUT_SECONDS = 2.0  # for the browser's answer to a close frame
 MESSAGE_LIMIT_BYTES = 1 << 20
 UNSENT_LIMIT_BYTES = 1 << 17  # in the kernel, of what the network does not take yet
-_BINARY_FRAME = 0x82  # final, opcode 2 (RFC 6455, section 5.2)
+_TEXT_FRAME, _BINARY_FRAME = 0x81, 0x82  # final, opcodes 1 and 2 (RFC 6455, section 5.2)
 
 
 class _SharedSocket:
@@ -883,7 +889,7 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         }
         super().__init__(
             environ,
-            subprotocols=[SUBPROTOCOL],
+            subprotocols=[subprotocol],
             receive_bytes=1 << 16,
             ping_interval=PING_SECONDS,
             max_message_size=MESSAGE_LIMIT_BYTES,
@@ -909,12 +915,16 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         try:
             while self.connected and not enough():
                 self._shared.settimeout(max(0.001, deadline - time.monotonic()))
-                data = self._shared.recv(self.receive_bytes)
-                self.ws.receive_data(data or None)
-                self.connected = bool(self._handle_events() and data)
+                self._take()
             self._shared.settimeout(None)
         except (OSError, LocalProtocolError):
             self.connected = False
+
+    def _take(self) -> None:
+        """Receive once, and answer what has to be answered. Raises OSError and LocalProtocolError."""
+        data = self._shared.recv(self.receive_bytes)
+        self.ws.receive_data(data or None)
+        self.connected = bool(self._handle_events() and data)
 
     def run(self) -> None:
         """Receive until the connection ends; the session's ``on_message`` and ``left`` are called here."""
@@ -964,14 +974,8 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
 
     def send(self, data: bytes) -> None:
         """Send output. Blocks while the browser takes nothing. Raises BrowserGone."""
-        size = len(data)
-        if size < 126:  # RFC 6455, section 5.2; wsproto would copy all of it, and once more to join it with the head
-            head = bytes((_BINARY_FRAME, size))
-        else:
-            head = struct.pack("!BBH", _BINARY_FRAME, 126, size) if size < 1 << 16 else b""
-            head = head or struct.pack("!BBQ", _BINARY_FRAME, 127, size)
-        with self._sending():
-            self._shared.send_parts(head, data)
+        with self._sending():  # wsproto would copy all of it, and once more to join it with the head
+            self._shared.send_parts(frame_head(_BINARY_FRAME, len(data)), data)
 
     def send_json(self, **values: object) -> None:
         """Send a text message, to clients of ``jumpserver.v1`` only: the original's take none. As ``send``."""
@@ -1022,6 +1026,49 @@ class BrowserSocket(simple_websocket.Server):  # type: ignore[misc]
         self._shared.close()
 
 
+def frame_head(first: int, size: int) -> bytes:
+    """What stands before the payload in a server's frame (RFC 6455, section 5.2)."""
+    if size < 126:
+        return bytes((first, size))
+    return struct.pack("!BBH", first, 126, size) if size < 1 << 16 else struct.pack("!BBQ", first, 127, size)
+
+
+class WatcherSocket(BrowserSocket):
+    """Of one who watches a session. Used by its connection's thread alone; what it is told is passed over."""
+
+    def __init__(self, sock: socket.socket, key: str, subprotocol: str, remote_addr: str) -> None:
+        super().__init__(sock, key, subprotocol, remote_addr)
+        self._ping_at = time.monotonic() + PING_SECONDS
+
+    def _deliver(self, message: str | bytes) -> None:
+        self.pong_received = True
+
+    def send_texts(self, texts: Iterable[bytes]) -> None:
+        """Send a message for each, which must be UTF-8. Blocks while the browser takes nothing. Raises BrowserGone."""
+        with self._sending():
+            self._shared.send(b"".join(part for text in texts for part in (frame_head(_TEXT_FRAME, len(text)), text)))
+
+    def listen(self, seconds: float) -> None:
+        """Wait, and meanwhile answer pings and a close frame, and send pings. Raises BrowserGone."""
+        deadline = time.monotonic() + seconds
+        try:
+            while (left := deadline - time.monotonic()) > 0 and _is_readable(self._shared, left):
+                self._take()
+                if not self.connected:
+                    raise BrowserGone
+            if time.monotonic() >= self._ping_at:
+                self._ping()
+        except (OSError, LocalProtocolError):
+            raise BrowserGone from None
+
+    def _ping(self) -> None:
+        if not self.pong_received:
+            raise BrowserGone
+        self.pong_received = False
+        self._ping_at = time.monotonic() + PING_SECONDS
+        self.sock.send(self.ws.send(Ping()))
+
+
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 FIRST_SIZE_SECONDS = 1.0
@@ -1051,6 +1098,8 @@ _MARKS, _MARK_BYTES = 1024, 1 << 17  # more than can be read ahead or skipped
 _SECRETS_LIMIT = 4
 WARNING_SECONDS = 60  # before a limit ends a session
 _WARNINGS_OF = {IDLE: "nothing was typed for a while", LASTED_TOO_LONG: LASTED_TOO_LONG.reason}
+_ANNOUNCE_SECONDS = 60.0  # in which who comes back to watch is not announced again
+_NAME_CHARACTERS = 100  # of a user's name in an announcement
 _POSITION_LIMIT = 1 << 53  # what a page's numbers can hold
 _INTERRUPTS = (b"\x03", b"\x1c", b"\x1a")  # Ctrl-C, Ctrl-\ and Ctrl-Z
 _ALTERNATE_SCREEN = re.compile(rb"\x1b\[\?(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
@@ -1224,6 +1273,7 @@ class Session:
         self._hang_up: HangUp | None = None  # where the pod has a program for it
         self._early: list[bytes | Size] = []  # what came before the pod was open
         self._words: collections.deque[str] = collections.deque(maxlen=8)  # for the user, not told yet
+        self._announced: dict[str, float] = {}  # who watches, and when (monotonic) that was said last
         # The output thread's, and so without a lock; others only look.
         self._output: Output | None = None
         self._info: SessionInfo | None = None
@@ -1797,6 +1847,16 @@ class Session:
         self._words.append(text)
         self._wake()
 
+    def announce(self, watcher: str) -> None:
+        """Tell the user who begins to watch; of one who has come back, not again within a minute. Does not block."""
+        now = time.monotonic()
+        with self._changed:
+            self._announced = {name: at for name, at in self._announced.items() if now - at < _ANNOUNCE_SECONDS}
+            is_new = watcher not in self._announced
+            self._announced[watcher] = now
+        if is_new:
+            self.notify(f"{printable(watcher[:_NAME_CHARACTERS]) or 'somebody'} is watching this terminal")
+
     def tick(self, now: float) -> None:
         """End the session when its time is over, and warn of it before. ``now`` is monotonic. Does not block."""
         for end, limit, since in (
@@ -2197,6 +2257,7 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "live.js",
             "player.js",
             "chapters.js",
             "link.js",
@@ -2261,9 +2322,15 @@ _CHUNK_BYTES = 1 << 17
 # Connections that are no terminals, at a time: of all, and of one address. Each costs a thread.
 _HEADS, _HEADS_EACH = 200, 50  # whose request has not been read yet
 _PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused terminals
+_WATCHERS, _WATCHERS_EACH = 200, 50  # that watch a session
+LOOK_SECONDS = 0.2  # after which a watcher's thread looks again at the recording
+_FLOOD_SECONDS = 0.05  # the same for each watcher there is, where some is left out: that takes milliseconds
+_ASK_SECONDS = 1.0  # after which it asks again whether the session goes on
+SLOW_SECONDS = 5.0  # for what has come; a watcher who takes longer, and is far behind then, is dropped
 _RETRY_SECONDS = "10"  # what a refused client is asked to wait
 _ADMIN_ROUTES = ("/metrics", "/readyz", "/healthz")
-_UNCOUNTED = ("/healthz", "/readyz", "/ssh")  # what must always be answered, and what counts as a session
+# What must always be answered, and what is counted elsewhere: as sessions, as watchers.
+_UNCOUNTED = ("/healthz", "/readyz", "/ssh", "/records/live")
 _CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag, X-Recording"
 _CORS_PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD",
@@ -2355,6 +2422,10 @@ class Places:
                 self._taken[crowd] -= free
                 self._taken += collections.Counter()  # which forgets those at zero
 
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(self._taken.values())
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request on its connection's own thread, then closes the connection."""
@@ -2362,6 +2433,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     ROUTES: ClassVar[Mapping[str, str]] = {
         "/ssh": "_ssh",
         "/records/play": "_play",
+        "/records/live": "_live",
         "/healthz": "_healthz",
         "/readyz": "_readyz",
         "/metrics": "_metrics",
@@ -2470,6 +2542,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._head(status, {**headers, "Content-Length": str(len(body))})
         self._body(body)
 
+    def _answer_json(self, status: int, **values: object) -> None:
+        body = json.dumps(values).encode()
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        self._head(status, {**headers, "Content-Length": str(len(body))})
+        self._body(body)
+
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
         for name, value in {**self.server.security_headers, "Connection": "close", **headers}.items():
@@ -2541,9 +2619,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self._is_upgrade():
             self._answer(400, "this address is for WebSockets; a proxy before it must use HTTP/1.1 and pass Upgrade on")
             return
-        if self._list("Sec-WebSocket-Version") != ["13"]:  # RFC 6455, section 4.4
-            other = {"Connection": "Upgrade, close", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-            self._answer(426, "this server speaks version 13 of the WebSocket protocol", other)
+        if not self._has_version_13():
             return
         threading.current_thread().name = "browser"
         try:
@@ -2620,6 +2696,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return False
         asked = self.command == "GET" and self.request_version >= "HTTP/1.1" and "Sec-WebSocket-Version" in self.headers
         return asked and "upgrade" in connection and "websocket" in upgrade and len(key) == 16
+
+    def _has_version_13(self) -> bool:
+        """Whether the handshake is of the version that there is. If not, it is answered (RFC 6455, section 4.4)."""
+        if self._list("Sec-WebSocket-Version") == ["13"]:
+            return True
+        other = {"Connection": "Upgrade, close", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        self._answer(426, "this server speaks version 13 of the WebSocket protocol", other)
+        return False
 
     def _check_origin(self) -> None:
         if self.server.config.Server.allowed_origins and not self._allowed_origin():
@@ -2698,6 +2782,117 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return "running"
         return "complete"
 
+    # /records/live
+
+    def _live(self, query: Mapping[str, str]) -> None:
+        """A session as it goes on, for asciinema-player; without an upgrade, what a page asks before it watches."""
+        watches = self._is_upgrade()
+        if watches and not self._has_version_13():
+            return
+        places = self.server.watchers if watches else self.server.places
+        with places.hold(self.server.config.Server.crowd(self._remote())) as free:
+            if not free:
+                self._answer(503, SERVER_BUSY.reason, {"Retry-After": _RETRY_SECONDS})
+                return
+            filename = query.get("filename", "")
+            user = self._authorized("watch", filename, query)
+            if user is None:
+                return
+            try:
+                path = find_recording(self.server.config.record_path, filename)
+                file = open_recording(path)
+            except (RecordError, OSError):
+                self._answer(404, "not found")
+                return
+            with file:
+                if not watches:
+                    self._tell_of_session(path, file)
+                elif self._may_watch(user, path):
+                    self._let_watch(session_of(path), file)
+
+    def _tell_of_session(self, path: Path, file: BinaryIO) -> None:
+        header = read_header(file)
+        self._answer_json(
+            200,
+            running=self._outcome(session_of(path)) == "running",
+            title=str(header.get("title", "")),
+            cols=header.get("width"),
+            idle=round(max(0.0, time.time() - os.fstat(file.fileno()).st_mtime), 1),
+        )
+
+    def _may_watch(self, user: str, path: Path) -> bool:
+        """Whether the watcher can be shown something: the chain has that, and its user is told. If not, it is said."""
+        try:
+            self._check_origin()
+            self._live_subprotocol()
+        except Refused as exc:
+            self._answer(_HTTP_STATUS[exc.end.close_code], exc.end.reason)
+            return False
+        return self._enter("watch", user, session_of(path), file=str(path)) and self._announce(user, session_of(path))
+
+    def _live_subprotocol(self) -> str:
+        """Who offers none gets the same. Raises Refused."""
+        offered = self._list("Sec-WebSocket-Protocol")
+        if offered == [""]:
+            return ""
+        if LIVE_SUBPROTOCOL in offered:
+            return LIVE_SUBPROTOCOL
+        raise Refused(End(f"this address speaks the WebSocket subprotocol {LIVE_SUBPROTOCOL}", BAD_REQUEST))
+
+    def _let_watch(self, session_id: str, file: BinaryIO) -> None:
+        threading.current_thread().name = f"{session_id}-watcher"
+        key, subprotocol = self.headers["Sec-WebSocket-Key"], self._live_subprotocol()
+        with contextlib.suppress(BrowserGone, OSError):
+            watcher = WatcherSocket(self.connection, key, subprotocol, self._remote_addr())
+            try:
+                self._show_live(watcher, session_id, Follower(file))
+            except RecordError as exc:
+                log_event("error", session=session_id, error=exc)
+                watcher.finish(TRY_AGAIN, "the recording cannot be read now")
+
+    def _announce(self, user: str, session_id: str) -> bool:
+        """Let the session's terminal say who begins to watch. False: that cannot be, and the request is answered so."""
+        session = self.server.sessions.find(session_id)
+        try:
+            if not self.server.config.Audit.announce_watch:
+                pass
+            elif session is not None:
+                session.announce(user)
+            else:
+                self.server.hooks.ledger.ask(session_id, "watch", user)
+        except LedgerError as exc:
+            self._ledger_failed(exc)
+            return False
+        return True
+
+    def _show_live(self, watcher: WatcherSocket, session_id: str, follower: Follower) -> None:
+        """Send what the recording has and gets, until the session is over. Raises BrowserGone and RecordError.
+
+        It reads no faster than the watcher takes it. One that is slow, and far behind therefore, is dropped: it comes
+        back, and begins with the screen as it is then.
+        """
+        running, asked_at = True, time.monotonic()
+        while True:
+            leaves_out, messages, now = follower.is_far_behind(), follower.read(), time.monotonic()
+            if messages:
+                watcher.send_texts(messages)
+            elif not running:
+                watcher.finish(NORMAL, "the session has ended")
+                return
+            elif now - asked_at >= _ASK_SECONDS:  # and read once more before the end
+                running, asked_at = self._goes_on(session_id), now
+                continue
+            if time.monotonic() - now > SLOW_SECONDS and follower.is_far_behind():
+                watcher.finish(TRY_AGAIN, "too slow for what this session prints")
+                return
+            watcher.listen(max(LOOK_SECONDS, leaves_out * len(self.server.watchers) * _FLOOD_SECONDS))
+
+    def _goes_on(self, session_id: str) -> bool:
+        try:
+            return self.server.hooks.ledger.is_open(session_id)
+        except LedgerError:
+            return True
+
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
         if self.server.config.Record.public:
@@ -2718,6 +2913,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             log_event("refusal", action=action, file=filename, remote=self._remote_addr(), reason=end.reason)
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
+
+    def _enter(self, kind: str, user: str, session_id: str = "", **what: str) -> bool:
+        """Write into the chain who does what, and from where. False: that cannot be, and the request is answered so."""
+        who = {"user": user, "remote": self._remote_addr()}
+        try:
+            with self.server.metrics.timed("ledger_seconds"):
+                self.server.hooks.ledger.append(kind, session_id, **who, **what)
+        except LedgerError as exc:
+            self._ledger_failed(exc)
+            return False
+        log_event(kind, **who, **({"session": session_id} if session_id else {}), **what)
+        return True
+
+    def _ledger_failed(self, exc: LedgerError) -> None:
+        log_event("error", error=exc)
+        self._answer(503, NOT_IN_LEDGER, {"Retry-After": _RETRY_SECONDS})
 
     def _send_recording(self, file: BinaryIO, outcome: str) -> None:
         size = playable_size(file)
@@ -3257,6 +3468,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.assets = load_assets(config.Server.platform_url)
         self.security_headers = security_headers(config)
         self.places = Places(_PAGES, _PAGES_EACH)
+        self.watchers = Places(_WATCHERS, _WATCHERS_EACH)
         self._changed = threading.Condition()  # guards the three below
         self._connections: set[socket.socket] = set()
         self._handed: dict[socket.socket, bytes] = {}  # the request's head, of connections that another server accepted
@@ -3420,6 +3632,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         return self.metrics.text(
             ready=not self.trouble(),
             sessions_open=len(self.sessions),
+            watchers=len(self.watchers),
             detached=sum(session.is_detached for session in self.sessions.all()),
             free_bytes=self._free_bytes(),
             outbox_length=len(self.keeper),
@@ -3508,10 +3721,11 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
             self._changed.wait_for(lambda: not self._connections, timeout=1.0)
 
 
-def _is_readable(sock: socket.socket) -> bool:
+def _is_readable(sock: socket.socket | _SharedSocket, seconds: float = 0.0) -> bool:
+    """Whether there is something to read, or the end, within so long."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 # -- the program ------------------------------------------------------------------------------------------------------

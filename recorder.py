@@ -1,9 +1,9 @@
 """What was seen? The recording of a session: an asciicast v2 file, which may be packed with gzip when it is finished.
 
-Owns the path of a recording, writing it, repairing and examining it after a crash, packing it, finding it again, and
-searching and reading it as text. Knows nothing of sessions, browsers, pods or HTTP. What the pod printed is recorded,
-with its times and the terminal's sizes; markers for what the user was not shown, and for the commands that the shell
-reports; and what was typed, where that is wanted.
+Owns the path of a recording, writing it, following it while it grows, repairing and examining it after a crash,
+packing it, finding it again, and searching and reading it as text. Knows nothing of sessions, browsers, pods or HTTP.
+What the pod printed is recorded, with its times and the terminal's sizes; markers for what the user was not shown, and
+for the commands that the shell reports; and what was typed, where that is wanted.
 
 Events are asciicast's own (``o`` output, ``i`` input, ``r`` resize, ``m`` marker) and two more. ``b``: where output was
 not UTF-8, the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in
@@ -23,6 +23,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -34,13 +35,14 @@ import time
 import unicodedata
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 __all__ = [
     "Examined",
+    "Follower",
     "Found",
     "PackedFile",
     "RecordError",
@@ -54,6 +56,7 @@ __all__ = [
     "open_recording",
     "pack",
     "playable_size",
+    "read_header",
     "recorded_commands",
     "recorded_output",
     "recording_name",
@@ -74,6 +77,12 @@ _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
 _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
+_BEHIND_BYTES = 1 << 21  # that a follower catches up with; beyond, it leaves out
+_LATE_BYTES, _LATE_LOOK_BYTES = 1 << 21, 1 << 25  # what it goes on with when it begins, and looks through before that
+_LAST_BYTES, _LAST_LOOK_BYTES = 1 << 19, 1 << 22  # the same when it leaves out
+_LOOK_BYTES = 1 << 20  # at a time
+_OVERLAP_BYTES = 128  # more than what is looked for takes
+_FRAMES_A_SECOND = 60  # that players draw
 PACKED_SUFFIX = ".gz"
 _LOST = b', "m", "the server ended before the session did"]\n'
 # What a shell says of its commands, whole, and the beginning of it (OSC: ECMA-48, 8.3.89). No ESC can be inside.
@@ -105,6 +114,14 @@ _ESCAPES = (
     *((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")),
     *((bytes((byte,)), b"\\u%04x" % byte) for byte in range(32) if byte not in b"\n\r\t"),
 )
+
+# Lines as the recorder writes them: time, code, data. In the data, quotes and control characters are escaped.
+_EVENT = re.compile(rb'\[([0-9]{1,10}(?:\.[0-9]{1,9})?), "([a-z])", "')
+_RESIZED = re.compile(rb', "r", "([0-9]{1,5}x[0-9]{1,5})"\]')
+# Begins with what is rare: ten times as fast as with the escape, which stands before it and is no escaped backslash's.
+_SWITCHED = re.compile(rb"\[\?(?<=[^\\]\\u001b\[\?)(?:[0-9]{1,5};){0,8}(?:1049|1047|47)(?:;[0-9]{1,5}){0,8}([hl])")
+_GOOD_PLACE = re.compile(rb"(?<!\\)(?:\\r\\n|(?=\\u001b))")  # where output can begin: a line, an escape sequence
+_LiveEvent = tuple[bytes, bytes, bytes]  # time, code and data, as they stand in the line
 
 
 class RecordError(Exception):
@@ -158,9 +175,11 @@ def recordings(root: Path) -> Iterator[Path]:
 
 def playable_size(file: BinaryIO) -> int:
     """The size in bytes of the whole lines of a recording that may still be growing, or was torn by a crash."""
-    if isinstance(file, PackedFile):
-        return file.size
-    end = file.seek(0, os.SEEK_END)
+    return file.size if isinstance(file, PackedFile) else _line_start(file, file.seek(0, os.SEEK_END))
+
+
+def _line_start(file: BinaryIO, end: int) -> int:
+    """The place after the last line feed before ``end``; 0 if there is none."""
     while end > 0:
         start = max(0, end - _SCAN_BYTES)
         file.seek(start)
@@ -169,6 +188,15 @@ def playable_size(file: BinaryIO) -> int:
             return start + newline + 1
         end = start
     return 0
+
+
+def read_header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a recording; {} where it has none. Raises OSError."""
+    file.seek(0)
+    with contextlib.suppress(ValueError, RecursionError):
+        header = json.loads(file.readline(_SCAN_BYTES))
+        return header if isinstance(header, dict) else {}
+    return {}
 
 
 def repair(path: Path) -> int:
@@ -279,6 +307,141 @@ def recorded_commands(path: Path) -> Iterator[RecordedCommand]:
 
 def _exit_code(text: str) -> int | None:
     return int(text) if _EXIT_CODE.fullmatch(text) else None
+
+
+class Follower:
+    """A recording while it grows, for one who watches: messages of asciicast v2, a JSON document each. One thread.
+
+    First the header and the screen so far, then what comes. It only reads the file, so it works from any process and
+    holds nobody up.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """The file stays the caller's."""
+        self._file = file
+        self._position = 0  # up to which it was taken: the end of a line
+        self._size = b""  # of the terminal, once it has changed
+        self._mode = b"l"  # "h" while it has its alternate screen on
+
+    def read(self) -> list[bytes]:
+        """What has come; where that is more than 2 MiB, the screen as it is by now. [] if nothing. Raises RecordError.
+
+        A line of which the end has not come yet is left for the next time.
+        """
+        with self._translated():
+            if self._position == 0:
+                return self._begin()
+            if self._behind() > _BEHIND_BYTES:
+                return self._screen(_LAST_BYTES, _LAST_LOOK_BYTES)
+            return _messages(self._take(self._position, self._behind()))
+
+    def is_far_behind(self) -> bool:
+        """Whether so much has come that some of it will be left out. Raises RecordError."""
+        with self._translated():
+            return self._behind() > _BEHIND_BYTES
+
+    def _behind(self) -> int:
+        """Bytes that are not taken yet."""
+        return max(0, self._file.seek(0, os.SEEK_END) - self._position)
+
+    def _begin(self) -> list[bytes]:
+        header, newline, _ = self._bytes(0, _SCAN_BYTES).partition(b"\n")
+        if not newline:
+            return []
+        if isinstance(self._file, PackedFile):  # its session is over, and what was shown last may take long to unpack
+            self._position = self._file.size
+            return [header]
+        self._position = len(header) + 1
+        return [header, *self._screen(_LATE_BYTES, _LATE_LOOK_BYTES)]
+
+    def _screen(self, size: int, look: int) -> list[bytes]:
+        """Go on at the last ``size`` bytes: their markers, then the terminal's size, then all output as one event."""
+        end = playable_size(self._file)
+        start = max(self._position, _line_start(self._file, end - size))
+        is_cut = start > self._position
+        self._look_back(start, max(self._position, start - look))
+        mode = b"\\u001bc\\u001b[?1049h" if self._mode == b"h" else b"\\u001bc"
+        events = self._take(start, end - start)
+        output = b"".join(data for _, code, data in events if code == b"o")
+        if is_cut:
+            good = _GOOD_PLACE.search(output)
+            output = mode + output[good.end() if good else 0 :]
+        now = events[-1][0] if events else b"0"
+        screen = [(now, b"r", self._size), (now, b"o", output)]
+        markers = [event for event in events if event[1] == b"m"]
+        return _messages([*markers, *(event for event in screen if event[2])])
+
+    def _take(self, start: int, size: int) -> list[_LiveEvent]:
+        """The events in the whole lines of these bytes."""
+        lines = self._bytes(start, size)
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._position = start + len(lines)
+        self._size = _last_size(lines) or self._size
+        self._mode = _last_mode(lines) or self._mode
+        return list(_live_events(lines))
+
+    def _look_back(self, start: int, floor: int) -> None:
+        """Find the terminal's size and screen as they were at that byte of the file, if what is above tells."""
+        size = mode = b""
+        while start > floor and not (size and mode):
+            begin = max(floor, start - _LOOK_BYTES)
+            data = self._bytes(begin, start - begin)
+            size = size or _last_size(data)
+            mode = mode or _last_mode(data)
+            start = begin + _OVERLAP_BYTES if begin > floor else floor
+        self._size = size or self._size
+        self._mode = mode or self._mode
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise RecordError(f"cannot read the recording: {exc.strerror}") from exc
+
+
+def _last_size(lines: bytes) -> bytes:
+    """The last size of the terminal that they tell; b"" for none."""
+    found = _RESIZED.findall(lines)
+    return found[-1] if found else b""
+
+
+def _last_mode(lines: bytes) -> bytes:
+    """Whether they leave the alternate screen on (h) or off (l); b"" if they do not switch it."""
+    found = _SWITCHED.findall(lines)
+    return found[-1] if found else b""
+
+
+def _live_events(lines: bytes) -> Iterator[_LiveEvent]:
+    """Those that a player shows. That a command is done (``d``) becomes a marker: of others it would tell nobody."""
+    for line in lines.split(b"\n"):
+        match = _EVENT.match(line)
+        if match and line.endswith(b'"]'):
+            time, code = match.groups()
+            data = line[match.end() : -2]
+            if code == b"d":
+                yield time, b"m", b"= " + data
+            elif code in b"oirm":
+                yield time, code, data
+
+
+def _messages(events: Iterable[_LiveEvent]) -> list[bytes]:
+    """One for each event; output that players draw at once comes at once."""
+    messages = []
+    for (code, _), group in itertools.groupby(events, lambda event: (event[1], _frame(event[0]))):
+        items = [(time, data) for time, _, data in group]
+        if code == b"o":
+            items = [(items[0][0], b"".join(data for _, data in items))]
+        messages += [b'[%b, "%b", "%b"]' % (time, code, data) for time, data in items]
+    return messages
+
+
+def _frame(time: bytes) -> int:
+    return int(float(time) * _FRAMES_A_SECOND)
 
 
 def _last_time(file: BinaryIO, size: int) -> float:

@@ -23,6 +23,7 @@ from bench.links import measure_link, measure_resume
 from bench.processes import ROOT, Lab, Process, Server, nginx
 from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
 from bench.search import measure_search
+from bench.watchers import measure_watchers
 
 SHM = Path("/dev/shm")
 SPACE_BYTES = 4 << 30  # for the recordings of one run
@@ -340,6 +341,7 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "resume": measure_resume,
     "ledger": measure_ledger,
     "search": measure_search,
+    "watchers": measure_watchers,
 }
 
 

@@ -238,6 +238,13 @@ class Lab:
             "path": f"/records/play?filename={filename}&token={self.token(scope='play')}",
         }
 
+    def live(self, server: Server, filename: str) -> dict[str, Any]:
+        """A session, for one who watches, as a client's target."""
+        return {
+            "port": server.port,
+            "path": f"/records/live?filename={filename}&token={self.token(scope='watch')}",
+        }
+
     def forget_recordings(self) -> None:
         """Free the space of the recordings; the ledger, which the server holds open, stays."""
         for path in self.records.iterdir():

@@ -7,6 +7,7 @@ import { Chapters } from "./chapters.js";
 import { enteredToken, linkTo, takeLink } from "./link.js";
 import { TextSearch } from "./search.js";
 import { Timeline, clockText, countUpTo, momentText, parseMoment } from "./timeline.js";
+import { LiveView, isLive } from "./live.js";
 
 const PROGRESS_DELAY_MS = 400; // a short download shows no progress
 const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
@@ -659,4 +660,4 @@ window.addEventListener("hashchange", onLink);
 // What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
-start().catch(fail);
+(isLive() ? new LiveView({ showWords, sentence, font: TERMINAL_FONT }).start() : start()).catch(fail);

@@ -1,0 +1,248 @@
+// The live view of the player page: asks the server what there is to watch, so that a no comes in words, then lets
+// asciinema-player follow the session over its WebSocket, and says how that goes. Tests find the player at
+// document.querySelector("#player").player.
+
+/* global AsciinemaPlayer */
+
+const TICK_MS = 1000;
+const ASK_AGAIN_MS = 4000; // while the connection is lost: whether it can come back
+const READABLE_PX = 6; // the narrowest that a character may be fitted to
+const SILENT_SECONDS = 5; // after which it is said how long nothing was printed
+const BADGES = { connecting: "Connecting", live: "Live", lost: "Reconnecting", ended: "Ended", refused: "Not live" };
+
+const el = (id) => document.getElementById(id);
+
+export function isLive() {
+  return parameters().get("live") === "1";
+}
+
+function parameters() {
+  return new URLSearchParams([...new URLSearchParams(location.search), ...new URLSearchParams(location.hash.slice(1))]);
+}
+
+// `again`: whether it may be another answer later.
+class Refusal extends Error {
+  constructor(title, text, again = false) {
+    super(title);
+    Object.assign(this, { title, text, again });
+  }
+}
+
+// `page`: showWords(title, text), sentence(text), and font, the terminal's.
+export class LiveView {
+  onchapter = () => {}; // called with {seconds, label}: a command began, or the server says something
+  ondone = () => {}; // called with the exit code of the last command
+
+  #page;
+  #filename;
+  #token;
+  #state = "connecting";
+  #answer = null; // what the server said of the session: {running, title, idle, cols}
+  #player = null;
+  #size = "";
+  #command = "";
+  #printedAt = 0; // when the session printed last, by performance.now()
+  #askAt = Infinity; // when the server is asked again, by performance.now()
+  #ticking = 0;
+
+  constructor(page) {
+    this.#page = page;
+    this.#filename = parameters().get("filename") ?? "";
+    this.#token = parameters().get("token") ?? "";
+    // A token in the query would be sent, and logged, with every reload; a fragment stays in the browser.
+    const link = new URLSearchParams({ filename: this.#filename, token: this.#token, live: "1" });
+    if (location.search) history.replaceState(null, "", `${location.pathname}#${link}`);
+  }
+
+  async start() {
+    el("live").hidden = false;
+    el("player").classList.add("watching");
+    this.#enter("connecting");
+    this.#showTitle("");
+    try {
+      this.#answer = await this.#ask();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#refuse(error);
+      return;
+    }
+    this.#printedAt = performance.now() - this.#answer.idle * 1000;
+    this.#showTitle(this.#answer.title);
+    if (!this.#answer.running) {
+      this.#enter("ended");
+      this.#page.showWords("This session has ended", "There is nothing to watch any more, but its recording can be played.");
+      return;
+    }
+    this.#play();
+    this.#askAt = performance.now() + ASK_AGAIN_MS;
+    this.#ticking = setInterval(() => this.#tick(), TICK_MS);
+  }
+
+  // ---- The server ----
+
+  #url(protocol, values) {
+    const url = new URL("records/live", location.href);
+    url.protocol = url.protocol.replace("http", protocol);
+    url.search = new URLSearchParams(values).toString();
+    url.hash = "";
+    return url;
+  }
+
+  // What there is to watch. Throws a Refusal.
+  async #ask() {
+    if (!this.#filename) throw new Refusal("No session was named", "The link is incomplete: it needs filename=\u2026 and a token.");
+    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+    const url = this.#url("http", { filename: this.#filename });
+    const response = await fetch(url, { headers, cache: "no-store" }).catch(() => {
+      throw new Refusal("The server could not be reached", "Check the network connection, then load this page again.", true);
+    });
+    if (response.ok) return response.json();
+    const plain = (response.headers.get("Content-Type") || "").startsWith("text/plain");
+    const said = plain ? this.#page.sentence(await response.text().catch(() => "")) : "";
+    throw this.#refusal(response.status, said);
+  }
+
+  #refusal(status, said) {
+    if (status === 401 || status === 403) {
+      return new Refusal("You may not watch this session", said || "The link may have expired. Open it again from where you found it.");
+    }
+    if (status === 404) return new Refusal("There is no such session", "Its recording was not found. It may have been removed, or the link is incomplete.");
+    return new Refusal("The session cannot be watched now", said || `The server answered with status ${status}.`, true);
+  }
+
+  // ---- The player ----
+
+  #play() {
+    const { cols } = this.#answer;
+    const fit = el("player").clientWidth / cols < READABLE_PX ? "none" : "both";
+    el("player").classList.toggle("full", fit === "none");
+    // Browsers let no page send headers with a WebSocket: the token has to stand in the query.
+    const source = { driver: "websocket", url: this.#url("ws", { filename: this.#filename, token: this.#token }).href };
+    const player = AsciinemaPlayer.create(source, el("player"), {
+      autoPlay: true,
+      controls: true,
+      cursorMode: matchMedia("(prefers-reduced-motion: reduce)").matches ? "steady" : "blinking",
+      fit,
+      terminalFontFamily: this.#page.font,
+      theme: "jumpserver",
+    });
+    player.addEventListener("playing", () => this.#begin());
+    player.addEventListener("loading", () => this.#lose());
+    player.addEventListener("ended", () => this.#end());
+    player.addEventListener("output", () => this.#printed());
+    player.addEventListener("reset", ({ size }) => this.#resized(size));
+    player.addEventListener("resize", (size) => this.#resized(size));
+    player.addEventListener("marker", (label) => this.#mark(label, player.getCurrentTime()));
+    this.#player = el("player").player = player;
+  }
+
+  #begin() {
+    this.#enter("live");
+    this.#reveal();
+  }
+
+  #end() {
+    this.#remark("The session has ended. This is the last that was seen.");
+    this.#enter("ended");
+    this.#reveal();
+  }
+
+  // The end of a picture that is too large for the page: there most is printed.
+  #reveal() {
+    requestAnimationFrame(() => (el("player").scrollTop = el("player").scrollHeight));
+  }
+
+  #printed() {
+    this.#printedAt = performance.now();
+    this.#showMeta();
+  }
+
+  #resized({ cols, rows }) {
+    this.#size = `${cols} \u00d7 ${rows}`;
+    this.#showMeta();
+  }
+
+  // Labels: "$ command line", "= exit code", or words of the server's.
+  #mark(label, seconds) {
+    if (label.startsWith("= ")) {
+      this.#command = "";
+      this.ondone(Number(label.slice(2)));
+    } else {
+      if (label.startsWith("$ ")) this.#command = label;
+      this.onchapter({ seconds, label });
+    }
+    this.#showMeta();
+  }
+
+  // ---- States ----
+
+  #enter(state) {
+    this.#state = state;
+    el("live").dataset.state = state;
+    el("live").textContent = BADGES[state];
+    el("live-remark").hidden = !["lost", "ended"].includes(state) || !el("live-remark").textContent;
+    el("replay").hidden = state !== "ended";
+    if (state === "ended") this.#askAt = Infinity;
+    el("replay").href = `#${new URLSearchParams({ filename: this.#filename, token: this.#token })}`;
+    this.#showMeta();
+  }
+
+  // The player tries to come back by itself, for ever, and never says why it cannot.
+  #lose() {
+    if (this.#state === "live") {
+      this.#askAt = performance.now() + ASK_AGAIN_MS;
+      this.#remark("The connection is lost. Trying again.");
+    }
+    this.#enter(this.#state === "connecting" ? "connecting" : "lost");
+  }
+
+  async #askAgain() {
+    this.#askAt = Infinity;
+    try {
+      await this.#ask();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      if (!error.again) return this.#refuse(error);
+      this.#remark(`${error.title}. Trying again.`);
+    }
+    this.#askAt = performance.now() + ASK_AGAIN_MS;
+  }
+
+  #refuse(error) {
+    clearInterval(this.#ticking);
+    this.#player?.dispose();
+    el("player").hidden = true;
+    this.#enter("refused");
+    this.#page.showWords(error.title, error.text);
+  }
+
+  #tick() {
+    this.#showMeta();
+    if (this.#state !== "live" && performance.now() > this.#askAt) this.#askAgain();
+  }
+
+  // ---- Words ----
+
+  #remark(text) {
+    el("live-remark").textContent = text;
+  }
+
+  #showTitle(said) {
+    const title = said || this.#filename.split("/").pop() || "Session";
+    el("title").textContent = title;
+    document.title = `${title} \u2013 Live`;
+  }
+
+  #showMeta() {
+    const silent = (performance.now() - this.#printedAt) / 1000;
+    const isSilent = this.#state === "live" && silent > SILENT_SECONDS;
+    const parts = [this.#command, this.#size, isSilent ? `nothing printed for ${durationText(silent)}` : ""];
+    const text = parts.filter(Boolean).join(" \u00b7 ");
+    if (el("meta").textContent !== text) el("meta").textContent = text;
+  }
+}
+
+function durationText(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
