@@ -26,7 +26,6 @@ import bisect
 import collections
 import contextlib
 import dataclasses
-import datetime
 import email.utils
 import errno
 import functools
@@ -62,7 +61,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -2671,14 +2670,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _enter(self, kind: str, user: str, session_id: str = "", **what: str) -> bool:
         """Write into the chain who does what, and from where. False: that cannot be, and the request is answered so."""
-        who = {"user": user, "remote": self._remote_addr()}
+        values = {"user": user, **what, "remote": self._remote_addr()}
         try:
             with self.server.metrics.timed("ledger_seconds"):
-                self.server.hooks.ledger.append(kind, session_id, **who, **what)
+                self.server.hooks.ledger.append(kind, session_id, **values)
         except LedgerError as exc:
             self._ledger_failed(exc)
             return False
-        log_event(kind, **who, **({"session": session_id} if session_id else {}), **what)
+        log_event(kind, **values, **({"session": session_id} if session_id else {}))
         return True
 
     def _ledger_failed(self, exc: LedgerError) -> None:
@@ -2892,8 +2891,8 @@ def parse_time(text: str) -> float:
     """Unix seconds: as such, or an ISO 8601 date or time, in UTC where it names no zone. Raises ValueError."""
     if _UNIX_TIME.fullmatch(text):
         return float(text)
-    moment = datetime.datetime.fromisoformat(text[:40].replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    moment = datetime.fromisoformat(text[:40].replace("Z", "+00:00"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def parse_reason(body: bytes) -> str:
