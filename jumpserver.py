@@ -2234,11 +2234,11 @@ def read_body(sock: socket.socket, length: int, seconds: float) -> bytes:
     deadline = time.monotonic() + seconds
     body = b""
     while len(body) < length:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise HeadRefused(408, "the body of this request has not come in time")
-        sock.settimeout(left)
-        data = sock.recv(length - len(body))
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = sock.recv(length - len(body))
+        except socket.timeout:  # until Python 3.10 not the same as TimeoutError
+            raise HeadRefused(408, "the body of this request has not come in time") from None
         if not data:
             raise HeadRefused(400, "the body of this request is shorter than it says")
         body += data

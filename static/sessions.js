@@ -9,6 +9,7 @@ const ROWS_BY_THEMSELVES = 500; // that scrolling brings; from here on a button 
 const NEAR_END = "600px"; // of the list, where scrolling brings more
 const FILTERS = { sessions: ["q", "user", "namespace", "pod", "since", "until"], commands: ["q", "user", "since", "until"] };
 const PLACEHOLDERS = { sessions: "Search user, pod, address, reason\u2026", commands: "Search commands\u2026" };
+const TITLES = { 400: "This cannot be searched for", 401: "You may not see this", 403: "You may not see this" };
 const MINUTE = 60;
 const HOUR = 3600;
 const DAY = 24 * HOUR;
@@ -46,9 +47,7 @@ async function ask(path, params, options = {}) {
   if (response.ok) return response;
   const plain = (response.headers.get("Content-Type") || "").startsWith("text/plain");
   const said = plain ? sentence(await response.text()) : "";
-  const refused = response.status === 401 || response.status === 403;
-  const title = refused ? "You may not see this" : "The server could not answer";
-  throw new Failure(title, said || `It answered with status ${response.status}.`, response.status >= 500);
+  throw new Failure(TITLES[response.status] ?? "The server could not answer", said || `It answered with status ${response.status}.`, response.status >= 500);
 }
 
 // The filters as the server takes them: days are those of this browser's zone, the last one to its end.
@@ -93,7 +92,8 @@ class List {
   async page(before) {
     const params = { ...this.params, ...wanted(), ...(before ? { before } : {}) };
     const response = await ask(this.path, params, { signal: state.asking.signal });
-    const answer = await response.json().catch(() => {
+    const answer = await response.json().catch((error) => {
+      if (error.name === "AbortError") throw error;
       throw new Failure("The server could not answer", "What came is not from a jumpserver; a proxy may stand before it.", true);
     });
     return { items: this.of(answer), next: answer.next };
@@ -101,12 +101,15 @@ class List {
 
   // The next page, once however often it is asked for.
   more() {
-    this.loading ??= this.page(this.next).then(({ items, next }) => {
+    if (this.loading) return this.loading;
+    const loading = this.page(this.next).then(({ items, next }) => {
       for (const item of items) this.list.append(this.drawn(item));
-      this.loading = null;
       this.tell(next);
+    }).finally(() => {
+      if (this.loading === loading) this.loading = null;
     });
-    return this.loading;
+    this.loading = loading;
+    return loading;
   }
 
   // Brings up to date what is shown of sessions that began at that time or later. Returns those that are gone.
@@ -195,7 +198,7 @@ function fillEnded(row, item) {
   act(row, "Replay", playerLink(item, {}));
   const download = row.querySelector(".download");
   download.hidden = false;
-  download.onclick = () => attempt(() => save(item));
+  download.onclick = () => save(item);
 }
 
 function fillCommand(row, { session, seconds, text, exit_code: exit }) {
@@ -276,21 +279,21 @@ function toast(text) {
 
 // ---- What is shown ----
 
-// Does something that asks the server, and says what is wrong. Returns whether the page may go on asking.
+// Does something that asks the server, and says what is wrong. Returns "done", "later" where asking again may help, or "no".
 async function attempt(step) {
   try {
     await step();
     el("status").textContent = "";
     document.body.classList.remove("refused");
     el("words").hidden = true;
-    return true;
+    return "done";
   } catch (error) {
-    if (error.name === "AbortError") return false; // something else is shown by now
+    if (error.name === "AbortError") return "no"; // something else is shown by now
     if (!(error instanceof Failure)) throw error;
     document.body.classList.toggle("refused", !error.again);
     if (error.again) el("status").textContent = `${error.title}. ${error.text}`;
     else showWords(error);
-    return error.again;
+    return error.again ? "later" : "no";
   }
 }
 
@@ -311,23 +314,24 @@ async function show() {
   for (const list of lists) list.section.setAttribute("aria-busy", "true");
   const shown = await attempt(() => Promise.all(lists.map((list) => list.more())));
   for (const list of lists) list.section.removeAttribute("aria-busy");
-  if (shown) pollLater();
+  if (shown === "later") state.timer = setTimeout(show, POLL_MS);
+  if (shown === "done") pollLater();
 }
 
 function pollLater() {
   clearTimeout(state.timer);
-  if (state.view === "sessions" && !document.hidden) state.timer = setTimeout(poll, POLL_MS);
+  if (!document.hidden) state.timer = setTimeout(poll, POLL_MS);
 }
 
 async function poll() {
   if (state.view !== "sessions") return;
-  const goesOn = await attempt(async () => {
+  const polled = await attempt(async () => {
     const gone = await open.again();
     state.polls += 1;
     const since = Math.min(...gone.map((item) => item.login_at));
     if (gone.length || state.polls % ENDED_POLLS === 0) await ended.again(since);
   });
-  if (goesOn) pollLater();
+  if (polled !== "no") pollLater();
 }
 
 // ---- The end of a session ----
@@ -369,10 +373,14 @@ async function end(event) {
 async function save(item) {
   const name = item.filename.split("/").pop();
   toast(`Downloading ${name}\u2026`);
-  const blob = await (await ask("records/play", { filename: item.filename })).blob();
-  const anchor = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(anchor.href), TOAST_MS);
+  try {
+    const blob = await (await ask("records/play", { filename: item.filename })).blob();
+    const anchor = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+    anchor.click();
+    setTimeout(() => URL.revokeObjectURL(anchor.href), TOAST_MS);
+  } catch (error) {
+    toast(`${name}: ${error instanceof Failure ? error.text : "the download broke off."}`);
+  }
 }
 
 // ---- Keys ----
