@@ -223,7 +223,12 @@ def listed(server: Installation) -> dict[str, Any]:
 
 def test_a_locked_ledger_delays_an_end_and_nothing_else(server: RunningServer, terminal: Terminal) -> None:
     looks, go = threading.Event(), threading.Event()
-    server.server.errands.ticks.insert(0, lambda: looks.set() or go.wait(10))  # type: ignore[func-returns-value]
+
+    def wait_for_the_lock() -> None:
+        looks.set()
+        go.wait(10)
+
+    server.server.errands.ticks.insert(0, wait_for_the_lock)
     assert looks.wait(10)
     assert server.hooks.ledger.ask(id_of(terminal), "end", "dana", "through the ledger")
     ticks: list[None] = []
