@@ -33,6 +33,7 @@ class Scale:
     flood_for: float  # seconds of each until Ctrl-C
     drops: int  # of one page, one after the other
     pages: int  # dropped at the same time
+    rows: int  # of sessions in the ledger that is listed
 
 
 FULL = Scale(
@@ -48,6 +49,7 @@ FULL = Scale(
     flood_for=4.0,
     drops=30,
     pages=100,
+    rows=100_000,
 )
 QUICK = Scale(
     rounds=1,
@@ -62,6 +64,7 @@ QUICK = Scale(
     flood_for=0.3,
     drops=3,
     pages=10,
+    rows=1_000,
 )
 
 

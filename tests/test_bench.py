@@ -69,13 +69,21 @@ FIGURES = {
             ("10 dropped at once", ": drop to prompt p50"),
         )
     ],
+    "lists": [
+        f"1,000 rows: {name} {percent}"
+        for name in (
+            *("the first page", "ended ones", "a user's", "a pod's, in some days", "a word that many have", "commands"),
+            *("a word that nobody has", "a command that nobody ran"),
+        )
+        for percent in ("p50", "p99")
+    ],
     "player": ["recording of 20 MB: ours", "recording of 20 MB: ours, gzip", "recording: memory growth of the server"],
 }
 MAY_BE_ZERO = ("recording: memory growth", "echo p50, ours idle over direct", "waits in the cluster", "not shown")
 
 
 @pytest.mark.parametrize(
-    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link", "resume")]
+    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link", "resume", "lists")]
 )
 def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
     out = tmp_path / "bench.json"
