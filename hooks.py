@@ -25,9 +25,11 @@ import hmac
 import http.client
 import importlib.util
 import inspect
+import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import socket
@@ -38,7 +40,7 @@ import time
 import traceback
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Protocol
@@ -56,6 +58,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Notes",
+    "Proof",
     "SessionInfo",
     "SessionQuery",
     "TokenAuthData",
@@ -477,45 +480,48 @@ def _log_value(value: object) -> str:
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
 
-_SCHEMA = """
+_TELL, _HANG_UP, _PACK = 1, 2, 4
+_UNFINISHED = "(logout_at IS NULL OR todo > 0)"
+# In words that SQLite and PostgreSQL share.
+_TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, "user" TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at DOUBLE PRECISION NOT NULL,
     logout_at DOUBLE PRECISION, reason TEXT NOT NULL DEFAULT '', exit_code BIGINT, bytes_out BIGINT, bytes_in BIGINT,
-    sha256 TEXT, hung_up BIGINT);
+    sha256 TEXT);
 CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 CREATE TABLE IF NOT EXISTS entries (
     number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
     json TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
 CREATE TABLE IF NOT EXISTS asked (
     session_id TEXT NOT NULL, what TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (session_id, what, "by"));
 CREATE TABLE IF NOT EXISTS commands (
     number INTEGER PRIMARY KEY, session_id TEXT NOT NULL, "user" TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
-    seconds DOUBLE PRECISION NOT NULL, text TEXT NOT NULL, exit_code BIGINT);
+    seconds DOUBLE PRECISION NOT NULL, text TEXT NOT NULL, exit_code BIGINT)
 """
-# Later than the first version: what a ledger may lack.
+# Later than the first version: what a table of sessions may lack.
 _NEWER_COLUMNS = {
+    "hung_up": "BIGINT",
     "server": "TEXT NOT NULL DEFAULT ''",
     "cluster": "TEXT NOT NULL DEFAULT ''",
     "size": "BIGINT",
-    "todo": "INTEGER NOT NULL DEFAULT 0",  # of an ended session: _TELL, _HANG_UP
+    "todo": "INTEGER NOT NULL DEFAULT 0",  # of an ended session: _TELL, _HANG_UP, _PACK
     "info": "TEXT",  # what on_logout is told and no column holds, until nothing is left to do
     "chain": "TEXT NOT NULL DEFAULT ''",  # the head after its logout
     "words": "TEXT NOT NULL DEFAULT ''",  # what a search looks at: _words
 }
-_TELL, _HANG_UP = 1, 2
-_UNFINISHED = "(logout_at IS NULL OR todo > 0)"
 _INDEXES = f"""
 CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED};
-CREATE INDEX IF NOT EXISTS open_sessions ON sessions (login_at, session_id) WHERE logout_at IS NULL;
+CREATE INDEX IF NOT EXISTS sessions_open ON sessions (login_at, session_id) WHERE logout_at IS NULL;
 CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id, words);
 CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions ("user", login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_pod ON sessions (pod_name, login_at, session_id);
 CREATE INDEX IF NOT EXISTS commands_in_time ON commands (time, number, text);
-CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text);
+CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text)
 """
 _AT_LOGIN = (
     *("filename", "user", "namespace", "pod_name", "container_name"),
@@ -525,6 +531,15 @@ _AT_LOGOUT = (
     *("container_name", "logout_at", "reason", "exit_code", "bytes_out", "bytes_in"),
     *("size", "sha256", "hung_up"),
 )
+_NOT_ENDED = {**dict.fromkeys(_AT_LOGOUT), "reason": "", "chain": ""}
+# What the kinds of entries say of a session's row, the later ones in place of the earlier ones.
+_ROW_ENTRIES = {
+    "found": _AT_LOGIN + _AT_LOGOUT,
+    "login": _AT_LOGIN,
+    "logout": _AT_LOGOUT,
+    "amended": _AT_LOGOUT,
+    "adopted": ("server",),
+}
 _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remote_addr", "reason")
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
@@ -537,6 +552,26 @@ _SPENT_SECONDS = 24 * 3600.0  # how far the clock may go back without making a s
 _INTEGER_MAX = (1 << 63) - 1
 
 
+class Rows(Protocol):
+    """What a statement has found, or how many rows it has changed."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Database(Protocol):
+    """A connection, while it is one thread's. Rows are read by the names of their columns."""
+
+    def execute(self, query: str, values: Sequence[Any] = (), /) -> Rows:
+        """Run a statement with a question mark for each value."""
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """A session about which something is left to do; one without ``logout_at`` was lost with its server."""
@@ -545,6 +580,7 @@ class Unfinished:
     tell: bool = True  # on_logout has not returned yet
     hang_up: bool = True  # it may have left something in its pod
     with_token: bool = False  # its kubeconfig came with its token, and so is gone
+    pack: bool = False  # its recording is to be packed
 
 
 @dataclass(frozen=True)
@@ -563,6 +599,11 @@ class Entry:
     def head(self) -> str:
         """The chain up to here in one word: ``<number>:<digest>``."""
         return f"{self.number}:{self.digest}"
+
+    def follows(self, before: Entry) -> bool:
+        """Whether it stands behind that one, and all of it is as it was written."""
+        said = chain_digest(before.digest, self.number, self.time, self.kind, self.session_id, self.text)
+        return self.number == before.number + 1 and self.digest == said
 
 
 @dataclass(frozen=True)
@@ -625,6 +666,9 @@ class Ledger:
     the past unseen. Also remembers which one-use tokens are spent. Every method takes about a second at most, and
     raises LedgerError when another process keeps the file locked, when it cannot be written, or when it is not the one
     that was opened.
+
+    All SQL is plain enough for others than SQLite: a ledger elsewhere replaces ``open``, ``close``, ``check``,
+    ``adopt``, ``need_room``, ``reading`` and ``transaction``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -642,7 +686,11 @@ class Ledger:
             with self._alone():
                 self._connect()
                 self._say_alive()
+        except LedgerError:
+            self.close()
+            raise
         except (OSError, sqlite3.Error) as exc:
+            self.close()
             raise LedgerError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
 
     @contextlib.contextmanager
@@ -672,25 +720,22 @@ class Ledger:
             self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._connection.row_factory = sqlite3.Row
-        is_chained = bool(list(self._connection.execute("PRAGMA table_info(entries)")))
-        self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
-        there = {row["name"] for row in self._connection.execute("PRAGMA table_info(sessions)")}
-        for name, kind in _NEWER_COLUMNS.items():
-            if name not in there:
-                self._connection.execute(f"ALTER TABLE sessions ADD COLUMN {name} {kind}")
-        self._connection.executescript(_INDEXES)
-        self._identity = _identity(self.path)  # the write-ahead log is there by now, and stays while it is open
-        if not is_chained:
-            self._take_over()
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()  # makes the write-ahead log
+        self._identity = _identity(self.path)  # of files that stay while it is open
+        with self.transaction() as db:
+            there = {row["name"] for row in db.execute("PRAGMA table_info(sessions)")}
+            self.make_tables(db, there, _INDEXES)
+            if there and "entries" not in {row["name"] for row in tables}:
+                _take_over(db)
 
-    def _take_over(self) -> None:
-        """The sessions of a ledger that had no chain yet become entries of it, as they were found."""
-        with self._transaction() as db:
-            for row in map(dict, db.execute("SELECT * FROM sessions ORDER BY login_at, session_id").fetchall()):
-                found = {name: row[name] for name in (*_AT_LOGIN, *_AT_LOGOUT)}
-                head = _append(db, "found", row["session_id"], found)
-                ended = row["logout_at"] is not None
-                _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
+    @staticmethod
+    def make_tables(db: Database, columns: Container[str], indexes: str) -> None:
+        """Make what is not there yet; ``columns``: those that the table of sessions has."""
+        missing = [name for name in _NEWER_COLUMNS if name not in columns]
+        added = [f"ALTER TABLE sessions ADD COLUMN {name} {_NEWER_COLUMNS[name]}" for name in missing]
+        for statement in (*_TABLES.split(";"), *added, *indexes.split(";")):
+            db.execute(statement)
 
     def _say_alive(self) -> None:
         self._fall_silent()
@@ -731,10 +776,10 @@ class Ledger:
 
     def check(self) -> None:
         """Raises LedgerError when no session could be written now."""
-        with self._transaction():
-            self._need_room()
+        with self.transaction():
+            self.need_room()
 
-    def _need_room(self) -> None:
+    def need_room(self) -> None:
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _ROOM_BYTES:
             raise LedgerError(f"db in [Audit]: {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
@@ -745,14 +790,14 @@ class Ledger:
         with_token = bool(auth.cluster_cfg) and auth.cluster_file is None
         row = _columns(replace(info, server=self.server), _AT_LOGIN)
         kept = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
-        with self._transaction() as db:
-            self._need_room()
+        with self.transaction() as db:
+            self.need_room()
             _insert(db, "sessions", {**row, "session_id": info.session_id, "info": kept, "words": _words(row)})
             _append(db, "login", info.session_id, row)
 
     def is_open(self, session_id: str) -> bool:
         """Whether the session has begun and not ended, on whatever server."""
-        with self._reading() as db:
+        with self.reading() as db:
             query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
             return db.execute(query, (_storable(session_id),)).fetchone() is not None
 
@@ -761,10 +806,10 @@ class Ledger:
 
         Returns the head of the chain after the logout of each.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             return [self._save(db, session) for session in sessions]
 
-    def _save(self, db: sqlite3.Connection, session: Unfinished) -> str:
+    def _save(self, db: Database, session: Unfinished) -> str:
         session_id = session.info.session_id
         before = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)))
         row, chain = _columns(session.info, _AT_LOGOUT), str(before.get("chain", ""))
@@ -774,7 +819,7 @@ class Ledger:
             db.execute("DELETE FROM asked WHERE session_id = ?", (session_id,))
         elif changed:
             _append(db, "amended", session_id, changed)
-        todo = _TELL * session.tell | _HANG_UP * session.hang_up
+        todo = _TELL * session.tell | _HANG_UP * session.hang_up | _PACK * session.pack
         row.update(chain=chain, words=_words({**before, **row}), todo=todo, info=before.get("info") if todo else None)
         _update(db, session_id, row)
         return chain
@@ -785,18 +830,21 @@ class Ledger:
             with self._alone():
                 if not self._life_file(self.server).exists():  # somebody has removed it
                     self._say_alive()
-                with self._reading() as db:
-                    found = db.execute(f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}")  # noqa: S608
-                    servers = {row["server"] for row in found}
-                dead = servers.difference(self._living(), [self.server])
-                return self._adopt_of(dead) if dead else []
+                return self.adopt_from(lambda servers: servers.difference(self._living()))
         except OSError as exc:
             raise LedgerError(f"db in [Audit]: {self.path}: {exc}") from exc
+
+    def adopt_from(self, dead: Callable[[set[str]], set[str]]) -> list[Unfinished]:
+        """``adopt``, where it is known which of these servers, those that have something unfinished, are dead."""
+        with self.reading() as db:
+            found = db.execute(f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}")  # noqa: S608
+            servers = dead({row["server"] for row in found}) - {self.server}
+        return self._adopt_of(servers) if servers else []
 
     def _adopt_of(self, servers: Iterable[str]) -> list[Unfinished]:
         """All or nothing: what stands in the ledger as this server's, nobody takes over as long as it lives."""
         rows: list[Mapping[str, Any]] = []
-        with self._transaction() as db:
+        with self.transaction() as db:
             for server in servers:
                 query = f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?"  # noqa: S608
                 rows += map(dict, db.execute(query, (server,)))
@@ -809,7 +857,7 @@ class Ledger:
 
     def use_token(self, jti: str, expires_at: float) -> None:
         """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM used_tokens WHERE expires_at < ?", (time.time() - _SPENT_SECONDS,))
             spent = "INSERT INTO used_tokens VALUES (?, ?) ON CONFLICT DO NOTHING"
             if not db.execute(spent, (_storable(jti), expires_at)).rowcount:
@@ -817,25 +865,59 @@ class Ledger:
 
     def append(self, kind: str, session_id: str = "", **values: object) -> None:
         """Write an entry of its own into the chain: who did what, and when. Long texts are cut."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             _append(db, kind, session_id, {name: _short(value) for name, value in values.items()})
 
     def head(self) -> str:
         """The chain in one word, ``<number>:<hex digest>`` of its last entry: a copy elsewhere proves all before it."""
-        with self._reading() as db:
+        with self.reading() as db:
             number, digest = _last(db)
             return f"{number}:{digest}"
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
         """The entries behind that number, in order; nothing is locked between two of them."""
         while True:
-            with self._reading() as db:
+            with self.reading() as db:
                 query = "SELECT * FROM entries WHERE number > ? ORDER BY number LIMIT ?"
                 page = [_entry(row) for row in db.execute(query, (after, _PAGE_ROWS))]
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].number
+
+    def histories(self) -> Iterator[tuple[Mapping[str, Any], list[Entry]]]:
+        """Each row of a session with the entries of that session, as they were at one moment. Locks as ``entries``."""
+        page = "SELECT * FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?"
+        kinds = ", ".join(f"'{kind}'" for kind in (*_ROW_ENTRIES, "retired"))
+        entries = f"entries ON session = session_id AND number > 0 AND kind IN ({kinds})"
+        query = f"SELECT * FROM ({page}) AS page LEFT JOIN {entries} ORDER BY session_id, number"  # noqa: S608
+        found: list[dict[str, Any]] = [{"session_id": ""}]
+        while found:
+            with self.reading() as db:
+                found = [dict(row) for row in db.execute(query, (found[-1]["session_id"], _PAGE_ROWS))]
+            for _, same in itertools.groupby(found, operator.itemgetter("session_id")):
+                rows = list(same)
+                yield rows[0], [_entry(row) for row in rows if row["number"] is not None]
+
+    def without_row(self) -> list[str]:
+        """The sessions that began, as the chain says, and have no row."""
+        query = (
+            "SELECT DISTINCT session FROM entries WHERE kind IN ('login', 'found')"
+            " AND session NOT IN (SELECT session_id FROM sessions) ORDER BY session"
+        )
+        with self.reading() as db:
+            return [row["session"] for row in db.execute(query)]
+
+    def command_rows(self, first: int, last: int) -> list[Mapping[str, Any]]:
+        """The rows of the table of commands with these numbers."""
+        with self.reading() as db:
+            query = "SELECT * FROM commands WHERE number BETWEEN ? AND ? ORDER BY number"
+            return [dict(row) for row in db.execute(query, (first, last))]
+
+    def last_command(self) -> int:
+        """The highest number of a row of the table of commands; 0 if there is none."""
+        with self.reading() as db:
+            return _last_command(db)
 
     def find(self, query: SessionQuery) -> list[SessionInfo]:
         """The sessions that match, the newest first, ``query.limit`` at most."""
@@ -853,7 +935,7 @@ class Ledger:
 
     def session(self, session_id: str) -> SessionInfo | None:
         """What the ledger knows of one session."""
-        with self._reading() as db:
+        with self.reading() as db:
             row = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (_storable(session_id),)))
             return _session_info(row) if row else None
 
@@ -863,7 +945,7 @@ class Ledger:
         Returns False if the session is not open. Who asks the same twice before it is done has asked once.
         """
         row = [_short(value) for value in (session_id, what, by, reason)]
-        with self._transaction() as db:
+        with self.transaction() as db:
             query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
             if db.execute(query, row[:1]).fetchone() is None:
                 return False
@@ -873,10 +955,10 @@ class Ledger:
     def asked(self) -> list[Ask]:
         """What was asked of this server's sessions, each time once; also of those that it has adopted."""
         mine = "FROM asked WHERE session_id IN (SELECT session_id FROM sessions WHERE server = ?)"
-        with self._reading() as db:
+        with self.reading() as db:
             if db.execute(f"SELECT 1 {mine}", (self.server,)).fetchone() is None:  # nearly always
                 return []
-        with self._transaction() as db:
+        with self.transaction() as db:
             asks = [
                 Ask(row["session_id"], row["what"], row["by"], row["reason"])
                 for row in db.execute(f"SELECT * {mine}", (self.server,))
@@ -886,8 +968,8 @@ class Ledger:
 
     def add_commands(self, commands: Iterable[Command]) -> None:
         """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them."""
-        with self._transaction() as db:
-            number = _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
+        with self.transaction() as db:
+            number = _last_command(db)
             rows: list[dict[str, Any]] = []
             for command in commands:
                 query = "SELECT * FROM sessions WHERE session_id = ?"
@@ -917,24 +999,25 @@ class Ledger:
         """The last rows of a table in that order, backwards."""
         backwards = ", ".join(f"{name} DESC" for name in order)
         query = f"SELECT * FROM {table} WHERE {where} ORDER BY {backwards} LIMIT ?"  # noqa: S608
-        with self._reading() as db:
+        with self.reading() as db:
             return list(db.execute(query, (*where.values, max(1, min(limit, _PAGE_ROWS)))))
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that the block writes, or nothing of it."""
-        with self._reading() as db:
+    def transaction(self) -> Iterator[Database]:
+        """All that the block writes, or nothing of it; one at a time, of all servers."""
+        with self.reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
-            finally:
-                if db.in_transaction:  # not after a commit; SQLite may have rolled back by itself
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                     db.execute("ROLLBACK")
+                raise
             self._progress = time.monotonic()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[Database]:
         """The connection, for one thread at a time."""
         self._wait_turn()
         try:
@@ -959,6 +1042,14 @@ class Ledger:
 def _identity(db: Path) -> object:
     """Which files the ledger and its write-ahead log are. Raises OSError when one is missing."""
     return [(status.st_dev, status.st_ino) for status in (db.stat(), db.with_name(f"{db.name}-wal").stat())]
+
+
+def _take_over(db: Database) -> None:
+    """The sessions of a ledger that had no chain yet become entries of it, as they were found."""
+    for row in map(dict, db.execute("SELECT * FROM sessions ORDER BY login_at, session_id").fetchall()):
+        head = _append(db, "found", row["session_id"], {name: row[name] for name in _ROW_ENTRIES["found"]})
+        ended = row["logout_at"] is not None
+        _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
 
 
 class _Where:
@@ -995,18 +1086,18 @@ class _Where:
             self.add(f"{name} LIKE lower(?) ESCAPE '\\'", f"%{escaped}%")
 
 
-def _row(found: sqlite3.Cursor) -> dict[str, Any]:
+def _row(found: Rows) -> dict[str, Any]:
     """The first row of what was found; empty if there is none."""
     return dict(found.fetchone() or {})
 
 
-def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, object]) -> None:
+def _insert(db: Database, table: str, row: Mapping[str, object]) -> None:
     names = ", ".join(f'"{name}"' for name in row)
     query = f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608
     db.execute(query, [_storable(value) for value in row.values()])
 
 
-def _update(db: sqlite3.Connection, session_id: str, row: Mapping[str, object]) -> None:
+def _update(db: Database, session_id: str, row: Mapping[str, object]) -> None:
     names = ", ".join(f'"{name}" = ?' for name in row)
     db.execute(f"UPDATE sessions SET {names} WHERE session_id = ?", [*map(_storable, row.values()), session_id])  # noqa: S608
 
@@ -1036,10 +1127,14 @@ def _words(row: Mapping[str, Any]) -> str:
     return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
 
 
+def _last_command(db: Database) -> int:
+    return _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
+
+
 def _command_row(command: Command, session: Mapping[str, Any]) -> dict[str, Any]:
-    time_ = session["login_at"] + command.seconds
-    own = {"seconds": command.seconds, "text": _short(command.text), "exit_code": _storable(command.exit_code)}
-    return {"session_id": session["session_id"], "user": session["user"], "time": time_, **own}
+    seconds = float(command.seconds)
+    own = {"seconds": seconds, "text": _short(command.text), "exit_code": _storable(command.exit_code)}
+    return {**{name: session[name] for name in ("session_id", "user")}, "time": session["login_at"] + seconds, **own}
 
 
 def _command(row: Mapping[str, Any]) -> Command:
@@ -1070,10 +1165,8 @@ def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
 def _unfinished(row: Mapping[str, Any]) -> Unfinished:
     info = _session_info(row)
     lost, todo = info.logout_at is None, row["todo"]
-    with_token = bool(_kept(row).get("with_token", True))
-    return Unfinished(
-        info, tell=lost or bool(todo & _TELL), hang_up=lost or bool(todo & _HANG_UP), with_token=with_token
-    )
+    tell, hang_up, pack = (lost or bool(todo & bit) for bit in (_TELL, _HANG_UP, _PACK))
+    return Unfinished(info, tell, hang_up, with_token=bool(_kept(row).get("with_token", True)), pack=pack)
 
 
 # -- the chain --------------------------------------------------------------------------------------------------------
@@ -1100,13 +1193,13 @@ def _compact(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _last(db: sqlite3.Connection) -> tuple[int, str]:
+def _last(db: Database) -> tuple[int, str]:
     """Number and digest of the last entry."""
     last = _row(db.execute("SELECT number, digest FROM entries ORDER BY number DESC LIMIT 1"))
     return last.get("number", 0), last.get("digest", _NO_DIGEST)
 
 
-def _append(db: sqlite3.Connection, kind: str, session_id: str, values: Mapping[str, object]) -> str:
+def _append(db: Database, kind: str, session_id: str, values: Mapping[str, object]) -> str:
     """Add an entry, in a transaction that keeps all others out; returns the head of the chain."""
     number, before = _last(db)
     row: dict[str, Any] = {"number": number + 1, "time": time.time(), "kind": kind, "session": _storable(session_id)}
@@ -1124,12 +1217,123 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     return Entry(row["number"], row["time"], row["kind"], row["session"], values, row["digest"], row["json"])
 
 
+class Proof:
+    """Holds the chain, the rows and the recordings of a ledger against each other. One thread.
+
+    The chain proves that nothing in it was changed, removed or put between. That its end was not cut off, and that it
+    was not written anew as a whole, only a head proves that was kept elsewhere.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        *,
+        head: str = "",
+        since: float = 0.0,
+        step: Callable[[str, int, int], None] = lambda what, done, of: None,
+    ) -> None:
+        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+
+        ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
+        whose sessions ended before; ``step`` is told how far it has come.
+        """
+        self.entries = self.sessions = self.recordings = self.retired = 0  # so many were seen
+        self._ledger = ledger
+        self._examine = examine
+        self._head = head
+        self._since = since
+        self._step = step
+        self._began = 0  # sessions, as the chain says
+
+    def findings(self) -> Iterator[str]:
+        """Whatever does not fit, a sentence each; nothing if all does. Raises LedgerError."""
+        yield from self._check_chain()
+        for row, entries in self._ledger.histories():
+            self.sessions += 1
+            self._step("sessions", self.sessions, self._began)
+            yield from _check_row(row, entries)
+            yield from self._check_recording(_session_info(row), {entry.kind for entry in entries})
+        for session_id in self._ledger.without_row():
+            yield f"session {session_id} has entries, but no row"
+
+    def _check_chain(self) -> Iterator[str]:
+        total, last_command = int(self._ledger.head().partition(":")[0]), self._ledger.last_command()
+        before, head, commands, follows = Entry(0, 0.0, "", "", {}, _NO_DIGEST), not self._head, 0, True
+        for entry in self._ledger.entries():
+            if follows and not entry.follows(before):
+                follows = False
+                yield f"entry {entry.number} ({entry.kind}) does not follow the one before it, {before.number}"
+            if entry.kind == "commands":
+                yield from self._check_commands(entry, commands)
+                commands = int(_number(entry.values.get("last")))
+            before, head = entry, head or self._head in (entry.head, entry.digest)
+            self.entries += 1
+            self._began += entry.kind in ("login", "found")
+            self._step("entries", self.entries, total)
+        if not self.entries:
+            yield "the chain is empty"
+        if not head:
+            yield f"the head {self._head} is not in the chain, which ends with {before.head}"
+        if last_command > commands:
+            yield f"commands {commands + 1} to {last_command} are in no entry"
+
+    def _check_commands(self, entry: Entry, before: int) -> Iterator[str]:
+        first, last = before + 1, int(_number(entry.values.get("last")))
+        rows = self._ledger.command_rows(first, last)
+        if (entry.values.get("first"), entry.values.get("sha256")) != (first, commands_digest(rows)):
+            yield f"commands {first} to {last} are not what entry {entry.number} says"
+
+    def _check_recording(self, info: SessionInfo, kinds: set[str]) -> Iterator[str]:
+        """Whether a recording is as the ledger says; that of an open session only has to be there."""
+        is_open = info.logout_at is None
+        if not is_open and _number(info.logout_at) < self._since:
+            return
+        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += "retired" in kinds
+        self.recordings += found is not None
+        if found is None:
+            if "retired" not in kinds:
+                yield f"{name} is missing"
+        elif "retired" in kinds:
+            yield f"{name} was retired, and is still there"
+        elif is_open:
+            pass
+        elif info.size is not None and found[0] != info.size:
+            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
+        elif found[1] != info.sha256:
+            yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
+
+
+def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str]:
+    """Whether a session's row says what its entries say, the later ones in place of the earlier ones."""
+    said: dict[str, Any] = {}
+    for entry in entries:
+        names = entry.values.keys() & set(_ROW_ENTRIES.get(entry.kind, ()))
+        said.update({name: entry.values[name] for name in names})
+        if entry.kind == "logout" or (entry.kind == "found" and said.get("logout_at") is not None):
+            said["chain"] = entry.head
+    if not said:
+        yield f"session {row['session_id']} has a row, but no entry"
+        return
+    for name, value in {**_NOT_ENDED, "words": _words(said), **said}.items():
+        if row[name] != value:
+            place = f"{name} of session {row['session_id']}"
+            yield f"{place} is {row[name]!r:.100} in its row, and {value!r:.100} in its entries"
+
+
+def _number(value: object) -> float:
+    """A number that may have been tampered with; 0 for what is none."""
+    return value if isinstance(value, (int, float)) else 0
+
+
 # -- the keeper -------------------------------------------------------------------------------------------------------
 
 _DAY_SECONDS = 24 * 3600.0  # for so long the platform is told again, and a hang-up tried again
 _LONGEST_PAUSE_SECONDS = 300.0  # between two tries
 _CALLS_AT_ONCE = 32
 _CALLS_A_PEER = 8  # of these, to one platform or cluster: one that is slow does not hold up the others
+_PACKED_AT_ONCE = 1  # each keeps a core busy
 _TICK_SECONDS = 1.0
 _LOOK_SECONDS = 2.0  # between two looks at ledger and record folder
 _HEAD_SECONDS = 60.0  # between two heads of the chain in the log
@@ -1149,6 +1353,12 @@ class Chores(Protocol):
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """End what a session of a dead server left in its pod: how many processes, and whether to try again."""
 
+    def packs(self) -> bool:
+        """Whether finished recordings are to be packed."""
+
+    def pack(self, info: SessionInfo, stopped: Callable[[], bool]) -> bool:
+        """Pack the recording of a session that has ended; whether it is done. May take minutes, until ``stopped``."""
+
     def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Measure how long the block takes, a hook's call or "ledger"."""
 
@@ -1166,6 +1376,8 @@ class _Call:
     name: str
     run: Callable[[], bool]  # whether it is done, or of no use to try again
     peer: str
+    at_once: int = _CALLS_A_PEER
+    may_wait: bool = False  # for the next server, when this one ends
     tries: int = 0
     due: float = 0.0  # monotonic
     running: bool = False
@@ -1182,14 +1394,14 @@ class _Job:
     def next_call(self, now: float, again: bool) -> _Call | None:
         """The call to start now, if there is one: the platform is told of what the ledger has, and of nothing else.
 
-        ``again``: whether it may be one that has been tried.
+        ``again``: whether it may be one that has been tried, or may wait.
         """
         if any(call.running for call in self.calls):
             return None
         for call in self.calls:
-            if call.name == "on_logout" and self.unwritten:
+            if call.name in ("on_logout", "pack") and self.unwritten:
                 return None
-            if call.due <= now and (again or not call.tries):
+            if call.due <= now and (again or not (call.tries or call.may_wait)):
                 return call
         return None
 
@@ -1222,7 +1434,7 @@ class Keeper:
 
     def ended(self, info: SessionInfo, hang_up: HangUp | None) -> None:
         """Take a session that has ended over; ``hang_up`` where it may have left something. Any thread; no blocking."""
-        job = _Job(Unfinished(info, hang_up=hang_up is not None))
+        job = _Job(Unfinished(info, hang_up=hang_up is not None, pack=True))
         job.unwritten = True
         with self._changed:
             self._add_calls(job, hang_up)
@@ -1293,7 +1505,8 @@ class Keeper:
             if self._deadline is None:
                 return False
             calls = [call for job in self._jobs for call in job.calls]
-            busy = any(job.unwritten for job in self._jobs) or any(call.running or not call.tries for call in calls)
+            waits = any(call.running or not (call.tries or call.may_wait) for call in calls)
+            busy = waits or any(job.unwritten for job in self._jobs)
             return not busy or time.monotonic() > self._deadline
 
     def _look(self) -> None:
@@ -1346,9 +1559,13 @@ class Keeper:
         if hang_up is not None:
             peer = f"cluster {job.session.info.cluster}"
             job.calls.append(_Call("hang_up", functools.partial(self._hang_up, job, hang_up), peer))
-        job.session = replace(job.session, hang_up=hang_up is not None)
+        pack = job.session.pack and self._chores.packs()
+        job.session = replace(job.session, hang_up=hang_up is not None, pack=pack)
         if job.session.tell:
             job.calls.append(_Call("on_logout", functools.partial(self._tell, job), "platform"))
+        if pack:
+            packing = functools.partial(self._chores.pack, job.session.info, self._is_finishing)
+            job.calls.append(_Call("pack", packing, "disk", _PACKED_AT_ONCE, may_wait=True))
 
     def _write(self) -> None:
         """Bring the ledger up to date, in one transaction; forget the sessions about which nothing is left to do."""
@@ -1378,7 +1595,7 @@ class Keeper:
         for job, call in sorted(due, key=lambda pair: pair[1].tries):
             if sum(running.values()) >= _CALLS_AT_ONCE:
                 return
-            if running[call.peer] >= _CALLS_A_PEER:
+            if running[call.peer] >= call.at_once:
                 continue
             thread = threading.Thread(target=self._run_call, args=(job, call), name="keeper-call", daemon=True)
             try:
@@ -1387,6 +1604,9 @@ class Keeper:
                 return
             call.running = True
             running[call.peer] += 1
+
+    def _is_finishing(self) -> bool:
+        return self._deadline is not None
 
     # The threads of calls.
 
@@ -1403,7 +1623,7 @@ class Keeper:
             if done or time.time() - (job.session.info.logout_at or time.time()) > _DAY_SECONDS:
                 job.calls.remove(call)
             names = {left.name for left in job.calls}
-            session = replace(job.session, tell="on_logout" in names, hang_up="hang_up" in names)
+            session = replace(job.session, tell="on_logout" in names, hang_up="hang_up" in names, pack="pack" in names)
             if session != job.session:
                 job.session, job.unwritten = session, True
             self._wake()

@@ -254,7 +254,7 @@ def test_a_command_that_is_found_opens_the_player_at_its_second(server: RunningS
         "t": "61",
     }
     assert (link_of(page)["view"], link_of(page)["q"]) == ("commands", "DELETE")
-    assert entries(server, "search")[-1].values["query"] == "q=DELETE"
+    assert entries(server, "search")[-1].values["filters"] == "q=DELETE"
     page.reload()
     expect(rows(page, "commands")).to_have_count(1)
 

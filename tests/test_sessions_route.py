@@ -281,9 +281,9 @@ def test_who_lists_and_searches_stands_in_the_chain(server: RunningServer) -> No
     get(server, "sessions/a", sub="dana")
     get(server, "commands?q=rm", sub="erika")
     first, second, third = entries(server, "list", "search")
-    assert (first.kind, first.values) == ("list", {"user": "dana", "query": "q=x+y&user=al", "remote": "127.0.0.1"})
+    assert (first.kind, first.values) == ("list", {"user": "dana", "filters": "q=x+y&user=al", "remote": "127.0.0.1"})
     assert (second.kind, second.session_id, second.values["user"]) == ("list", "a", "dana")
-    assert (third.kind, third.values["query"], third.values["user"]) == ("search", "q=rm", "erika")
+    assert (third.kind, third.values["filters"], third.values["user"]) == ("search", "q=rm", "erika")
 
 
 def test_a_page_that_stays_open_is_one_entry_in_ten_minutes(
