@@ -1714,7 +1714,7 @@ class Notes:
             else:
                 self._others[remote if remote in self._others or len(self._others) < _REFUSED_LIMIT else "others"] += 1
 
-    def write(self, deadline: float = math.inf) -> None:
+    def write(self, deadline: float) -> None:
         """Write what waits, until the monotonic deadline. Raises LedgerError; what was not taken goes on waiting."""
         with self._writing:
             while time.monotonic() < deadline:

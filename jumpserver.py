@@ -1730,8 +1730,8 @@ class Session:
         """What went through it until now."""
         return Traffic(self._bytes_in, self._bytes_out, self._output.recorder.bytes_written if self._output else 0)
 
-    def as_json(self) -> dict[str, object]:
-        """What only this server knows of it while it is open."""
+    def as_it_is(self) -> dict[str, object]:
+        """What only this server knows of it while it is open, for JSON."""
         traffic = self.traffic()
         return {
             "container_name": self.auth.container_name,
@@ -2199,6 +2199,8 @@ _PAGES, _PAGES_EACH = 200, 50  # that are answered: pages, downloads, refused te
 _RETRY_SECONDS = "10"  # what a refused client is asked to wait
 _CHANGING = ("/sessions/<id>/terminate",)  # for POST, and nothing else is
 _PUBLIC = ("play", "watch")  # what [Record] public opens
+_LOOK_SECONDS = 600.0  # in which one who looks again at the same is no news
+_LOOKS = 1000  # remembered at a time
 _ADMIN_ROUTES = ("/metrics", "/readyz", "/healthz")
 _UNCOUNTED = ("/healthz", "/readyz", "/ssh")  # what must always be answered, and what counts as a session
 _CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag, X-Recording"
@@ -2308,6 +2310,27 @@ class Places:
             with self._lock:
                 self._taken[crowd] -= free
                 self._taken += collections.Counter()  # which forgets those at zero
+
+
+class Looks:
+    """Who looks at sessions, with which filters: a page that stays open asks every two seconds. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the dictionary
+        self._entered: dict[object, float] = {}  # when the look was last written down, monotonic; oldest first
+
+    def is_new(self, look: object, now: float) -> bool:
+        """Whether it is to be written down: it was not within the last ten minutes."""
+        with self._lock:
+            return now - self._entered.get(look, -math.inf) > _LOOK_SECONDS
+
+    def entered(self, look: object, now: float) -> None:
+        """It is written down."""
+        with self._lock:
+            self._entered.pop(look, None)
+            self._entered[look] = now
+            if len(self._entered) > _LOOKS:
+                del self._entered[next(iter(self._entered))]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -2723,7 +2746,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self,
         action: str,
         query: Mapping[str, str],
-        names: Iterable[str],
+        names: tuple[str, ...],
         find: Callable[[Mapping[str, Any]], dict[str, object]],
     ) -> None:
         """Answer with a page of what the ledger has, and where the next one begins; the chain says who looks."""
@@ -2731,7 +2754,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if user is None:
             return
         try:
-            found = find(filters(query, names))
+            found = find(parse_filters(query, names))
         except ValueError as exc:
             self._answer(400, str(exc))
         except LedgerError as exc:
@@ -2765,7 +2788,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
             **{name: getattr(info, name) for name in _SHOWN},
-            **(session.as_json() if session else {}),
+            **(session.as_it_is() if session else {}),
         }
 
     def _look(self, action: str, user: str, query: Mapping[str, str]) -> bool:
@@ -2907,8 +2930,6 @@ _FILTER_LIMIT_CHARACTERS = 1000
 _REASON_LIMIT_CHARACTERS = 200
 _SESSION_PATH = re.compile(r"/sessions/([0-9A-Za-z_-]{1,100})(/terminate)?")
 _UNIX_TIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?")
-_LOOK_SECONDS = 600.0
-_LOOKS = 1000  # remembered at a time
 
 
 def find_route(path: str) -> tuple[str, str]:
@@ -2935,7 +2956,7 @@ def parse_reason(body: bytes) -> str:
     return printable(reason) if isinstance(reason, str) and len(reason) <= _REASON_LIMIT_CHARACTERS else ""
 
 
-def filters(query: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
+def parse_filters(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
     """The parameters of those names as a query of the ledger has them. Raises ValueError with a sentence."""
     found: dict[str, Any] = {name: query[name] for name in names if name in query}
     unknown = set(query).difference(names, ("id", "token"))
@@ -2958,27 +2979,6 @@ def filters(query: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
 def _user_of(exc: Exception) -> str:
     """Whom a hook has refused, where that is known."""
     return exc.user if isinstance(exc, Denied) else ""
-
-
-class Looks:
-    """Who looks at sessions, with which filters: a page that stays open asks every two seconds. Any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the dictionary
-        self._entered: dict[object, float] = {}  # when the look was last written down, monotonic; oldest first
-
-    def is_new(self, look: object, now: float) -> bool:
-        """Whether it is to be written down: it was not within the last ten minutes."""
-        with self._lock:
-            return now - self._entered.get(look, -math.inf) > _LOOK_SECONDS
-
-    def entered(self, look: object, now: float) -> None:
-        """It is written down."""
-        with self._lock:
-            self._entered.pop(look, None)
-            self._entered[look] = now
-            if len(self._entered) > _LOOKS:
-                del self._entered[next(iter(self._entered))]
 
 
 def _resume_message(message: str | bytes | None) -> tuple[str, int, Size | None]:
@@ -3029,6 +3029,7 @@ FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how 
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
 _SAY_SECONDS = 60.0
+_ERRAND_SECONDS = 0.5  # of each second, for writing what waits: what is asked of sessions must not wait for it
 
 
 class Clock:
@@ -3573,7 +3574,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
 
     def _write_notes(self) -> None:
         with contextlib.suppress(LedgerError):  # they go on waiting
-            self.notes.write()
+            self.notes.write(time.monotonic() + _ERRAND_SECONDS)
 
     def _count_down(self) -> None:
         left = self._end_at - time.monotonic() if self._end_at is not None else math.inf

@@ -392,7 +392,7 @@ def test_a_flood_of_refused_tokens_is_counted_by_address(ledger: hooks.Ledger) -
     for number in range(10_000):
         notes.refused(f"10.0.0.{number % 30}", action="terminal", reason="no")
     notes.add("detached", "a")
-    notes.write()
+    notes.write(time.monotonic() + 10)
     assert [entry.kind for entry in ledger.entries()] == ["refused"] * 20 + ["detached"]
     notes.finish(time.monotonic() + 10)
     *_, last = ledger.entries()
@@ -408,7 +408,7 @@ def test_the_next_minute_has_refusals_of_its_own(ledger: hooks.Ledger, monkeypat
         notes.refused("10.0.0.1", action="play")
     monkeypatch.setattr(notes, "_minute_ends", 0.0)
     notes.refused("10.0.0.2", action="play")
-    notes.write()
+    notes.write(time.monotonic() + 10)
     *_, counted, next_one = ledger.entries()
     assert (counted.values["count"], counted.values["by_address"]) == (5, {"10.0.0.1": 5})
     assert next_one.values["remote"] == "10.0.0.2"
@@ -420,8 +420,8 @@ def test_what_a_locked_ledger_does_not_take_waits_in_order(ledger: hooks.Ledger,
     with locked(tmp_path):
         notes.add("resumed", "a")
         with pytest.raises(hooks.LedgerError):
-            notes.write()
-    notes.write()
+            notes.write(time.monotonic() + 10)
+    notes.write(time.monotonic() + 10)
     assert [entry.kind for entry in ledger.entries()] == ["detached", "resumed"]
 
 
@@ -430,7 +430,7 @@ def test_what_finds_no_place_is_counted(ledger: hooks.Ledger, monkeypatch: pytes
     notes = hooks.Notes(ledger)
     for number in range(8):
         notes.add("detached", str(number), reason="x" * 5000)
-    notes.write()
+    notes.write(time.monotonic() + 10)
     *kept, last = ledger.entries()
     assert [entry.session_id for entry in kept] == ["0", "1", "2"]
     assert {len(entry.values["reason"]) for entry in kept} == {1000}
