@@ -383,7 +383,15 @@ async function save(item) {
   }
 }
 
-// ---- Keys ----
+// ---- Clicks and keys ----
+
+// A row is as good as its link; but its text can be selected.
+function onClick(event) {
+  const row = event.target.closest(".item");
+  if (!row || event.target.closest("a, button") || getSelection().toString()) return;
+  const { ctrlKey, metaKey, shiftKey } = event;
+  row.querySelector(".main").dispatchEvent(new MouseEvent("click", { ctrlKey, metaKey, shiftKey, cancelable: true }));
+}
 
 function onKey(event) {
   const { target, key } = event;
@@ -455,6 +463,7 @@ el("clear").addEventListener("click", clear);
 el("more-filters").addEventListener("click", () => openFilters(!el("filters").classList.contains("open")));
 el("end-form").addEventListener("submit", end);
 el("end-cancel").addEventListener("click", () => el("end-dialog").close());
+document.addEventListener("click", onClick);
 document.addEventListener("keydown", onKey);
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(state.timer) : poll()));
 window.addEventListener("hashchange", () => {

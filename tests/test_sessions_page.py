@@ -119,6 +119,23 @@ def test_watch_and_replay_open_the_player_with_the_token_behind_the_hash(
     assert link_of(page) == {"filename": str(newest(server)), "token": token}
 
 
+def test_a_row_is_as_good_as_its_link_and_its_text_can_be_selected(server: RunningServer, page: Page) -> None:
+    write(server, "a", pod_name="shop-0")
+    page.goto(page_url(server))
+    box = rows(page, "ended").get_by_text("10.0.0.9").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 1, box["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"], box["y"] + 8)
+    page.mouse.up()
+    assert "10.0.0" in page.evaluate("getSelection().toString()")
+    assert "sessions.html" in page.url
+    page.evaluate("getSelection().empty()")
+    rows(page, "ended").get_by_text("shop-0").click()
+    page.wait_for_url("**/player.html#*")
+    assert link_of(page)["filename"] == "/records/a.cast"
+
+
 def test_a_recording_is_downloaded_without_a_token_in_any_address(
     server: RunningServer, terminal: Terminal, page: Page
 ) -> None:
