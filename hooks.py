@@ -544,6 +544,7 @@ _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remo
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
 _ENTRY_LIMIT_CHARACTERS = 4096  # of a text that others hand in for an entry
+_CACHE_BYTES = 32 << 20  # for searches through 100,000 sessions; is taken as it is needed
 _LOCKED_SECONDS = 0.5  # for a file that another process has locked
 _STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
 _ALONE_SECONDS = 5.0
@@ -671,6 +672,8 @@ class Ledger:
     ``adopt``, ``need_room``, ``reading`` and ``transaction``.
     """
 
+    LIKE = "LIKE"  # the operator that takes no heed of upper and lower case
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.server = uuid.uuid4().hex  # names this server among those that share the file
@@ -721,6 +724,7 @@ class Ledger:
         )
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA cache_size=-{_CACHE_BYTES >> 10}")
         tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()  # makes the write-ahead log
         self._identity = _identity(self.path)  # of files that stay while it is open
         with self.transaction() as db:
@@ -924,10 +928,15 @@ class Ledger:
         where = _Where()
         if query.state:
             where.add("logout_at IS NULL" if query.state == "open" else "logout_at IS NOT NULL")
+        # The one index that is likely to lead to the fewest rows; SQLite would take any, and so it sees no other.
+        narrow = query.state == "open"
         for name, text in (("pod_name", query.pod), ("user", query.user), ("namespace", query.namespace)):
-            where.equals(name, text)
+            if text:
+                narrow = narrow or (name == "namespace" and bool(query.q))
+                where.add(f"\"{name}\" || '' = ?" if narrow else f'"{name}" = ?', text)
+                narrow = True
         where.within("login_at", query.since, query.until)
-        where.contains("words", query.q.lower())
+        where.contains(f"words {self.LIKE}", query.q.lower())
         if query.before:
             last = "SELECT login_at, session_id FROM sessions WHERE session_id = ?"
             where.add(f"(login_at, session_id) < ({last})", query.before)
@@ -985,9 +994,10 @@ class Ledger:
     def commands(self, query: CommandQuery) -> list[tuple[Command, SessionInfo]]:
         """The commands that match and their sessions, the newest first, ``query.limit`` at most."""
         where = _Where()
-        where.equals("user", query.user)
+        if query.user:
+            where.add('"user" = ?', query.user)
         where.within("time", query.since, query.until)
-        where.contains("lower(text)", query.q)
+        where.contains(f"text {self.LIKE}", query.q)
         if query.before:
             number = int(query.before) if query.before.isdecimal() and len(query.before) < 19 else 0
             where.add("(time, number) < (SELECT time, number FROM commands WHERE number = ?)", number)
@@ -1065,12 +1075,7 @@ class _Where:
     def add(self, condition: str, *values: object) -> None:
         """One more that has to hold."""
         self._conditions.append(condition)
-        self.values += map(_short, values)
-
-    def equals(self, name: str, text: str) -> None:
-        """Where there is a text, the column is that text."""
-        if text:
-            self.add(f'"{name}" = ?', text)
+        self.values += map(_storable, values)
 
     def within(self, name: str, since: float | None, until: float | None) -> None:
         """The column lies between two times; None: no end."""
@@ -1079,11 +1084,11 @@ class _Where:
         if until is not None:
             self.add(f"{name} <= ?", until)
 
-    def contains(self, name: str, part: str) -> None:
-        """The text has that part; ``%`` and ``_`` in it stand for themselves."""
+    def contains(self, like: str, part: str) -> None:
+        """The text that is ``like`` has that part; ``%`` and ``_`` in it stand for themselves."""
         if part:
-            escaped = re.sub(r"([\\%_])", r"\\\1", part)
-            self.add(f"{name} LIKE lower(?) ESCAPE '\\'", f"%{escaped}%")
+            escaped = re.sub(r"([\\%_])", r"\\\1", str(_short(part)))
+            self.add(f"{like} ? ESCAPE '\\'", f"%{escaped}%")
 
 
 def _row(found: Rows) -> dict[str, Any]:
@@ -1227,13 +1232,13 @@ class Proof:
     def __init__(
         self,
         ledger: Ledger,
-        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        examine: Callable[[SessionInfo], tuple[int, str]],
         *,
         head: str = "",
         since: float = 0.0,
         step: Callable[[str, int, int], None] = lambda what, done, of: None,
     ) -> None:
-        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+        """``examine`` reads a recording: its size and SHA-256; FileNotFoundError, or OSError if it cannot be read.
 
         ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
         whose sessions ended before; ``step`` is told how far it has come.
@@ -1289,19 +1294,23 @@ class Proof:
         is_open = info.logout_at is None
         if not is_open and _number(info.logout_at) < self._since:
             return
-        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
-        self.retired += "retired" in kinds
-        self.recordings += found is not None
-        if found is None:
-            if "retired" not in kinds:
+        is_retired, name = "retired" in kinds, f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += is_retired
+        try:
+            size, sha256 = self._examine(info)
+        except FileNotFoundError:
+            if not is_retired:
                 yield f"{name} is missing"
-        elif "retired" in kinds:
+            return
+        except OSError as exc:
+            yield f"{name} cannot be read: {exc}"
+            return
+        self.recordings += 1
+        if is_retired:
             yield f"{name} was retired, and is still there"
-        elif is_open:
-            pass
-        elif info.size is not None and found[0] != info.size:
-            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
-        elif found[1] != info.sha256:
+        elif not is_open and info.size not in (None, size):
+            yield f"{name} is {'longer' if size > _number(info.size) else 'shorter'}: {size} bytes, not {info.size}"
+        elif not is_open and sha256 != info.sha256:
             yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
 
 

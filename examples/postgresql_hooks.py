@@ -68,6 +68,8 @@ class PostgresqlHooks(Hooks):
 class PostgresqlLedger(Ledger):
     """The contract of ``Ledger``, kept in PostgreSQL. ``path`` only says where this host's servers have sockets."""
 
+    LIKE = "ILIKE"
+
     def __init__(self, place: str, path: Path) -> None:
         super().__init__(path)
         try:

@@ -19,12 +19,16 @@ from typing import Any, Callable
 import psycopg
 import pytest
 
+from demo.cluster import StandIn
+from examples import postgresql_hooks
 from examples.postgresql_hooks import PostgresqlLedger
 from hooks import (
     Ask,
     Command,
     CommandQuery,
     Denied,
+    HookError,
+    HooksSettings,
     Ledger,
     LedgerError,
     Proof,
@@ -34,7 +38,7 @@ from hooks import (
     Unfinished,
     cursor,
 )
-from tests.support import need_program, nothing_left, wait_until
+from tests.support import Program, end_shell, need_program, nothing_left, run_program, wait_until
 
 AUTH = TokenAuthData("web", "shop-0", "main", user="alice", command=("sh",), extra={"ticket": "T-1"})
 INFO = SessionInfo("id-1", "/records/id-1.cast", AUTH, "10.0.0.9", 1000.5, cluster="10.0.0.1")
@@ -84,6 +88,12 @@ def _answers(place: str) -> bool:
     return False
 
 
+def empty(place: str) -> None:
+    with psycopg.connect(place) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes ledgers, one a server, that share one store; none of them leaves anything."""
@@ -93,9 +103,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
             return Ledger(tmp_path / "sessions.db")
     else:
         place = request.getfixturevalue("postgresql")
-        with psycopg.connect(place) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
+        empty(place)
 
         def new() -> Ledger:
             return PostgresqlLedger(place, tmp_path / "sessions.db")
@@ -299,12 +307,12 @@ def test_several_servers_write_one_chain(make: Make) -> None:
 
     def write(number: int) -> None:
         for turn in range(10):
-            ledgers[number % 3].append("play", turn=turn)
-            ledgers[number % 3].login(session(100 * number + turn))
+            ledgers[number].append("play", turn=turn)
+            ledgers[number].login(session(100 * number + turn))
 
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(write, range(6)))
-    assert [entry.number for entry in ledgers[0].entries()] == list(range(1, 121))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert [entry.number for entry in ledgers[0].entries()] == list(range(1, 61))
     assert faults(ledgers[1], head=ledgers[2].head()) == []
 
 
@@ -470,3 +478,62 @@ def test_commands_are_in_the_chain(typed: Ledger) -> None:
             'INSERT INTO commands SELECT 9, session_id, "user", time, seconds, text, 0 FROM commands WHERE number = 1'
         )
     assert faults(typed) == ["commands 1 to 2 are not what entry 3 says", "commands 4 to 9 are in no entry"]
+
+
+# -- the example ------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_keeps_its_sessions_in_postgresql(
+    postgresql: str, cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty(postgresql)
+    monkeypatch.setenv("JUMPSERVER_POSTGRESQL", postgresql)
+    file = Path(postgresql_hooks.__file__)
+    with Program(tmp_path, cluster, more=f"[Hooks]\nfile = {str(file)!r}\n") as server:
+        with server.connect() as terminal:
+            terminal.wait_for_event("session")
+            end_shell(terminal)
+        assert server.end() == 0
+        head = server.log().rpartition("chain head=")[2].split()[0]
+    done = run_program("verify", "--head", head, "-jumpserver", server.folder / "jumpserver.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "2 entries, 1 sessions, 1 recordings read, 0 retired: good\n"
+    assert not list(tmp_path.rglob("*.db"))
+
+
+@pytest.mark.parametrize("place", [None, "host='secret"])
+def test_a_place_that_is_none_is_told_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    if place:
+        monkeypatch.setenv("JUMPSERVER_POSTGRESQL", place)
+    with pytest.raises(HookError, match="JUMPSERVER_POSTGRESQL") as caught:
+        postgresql_hooks.PostgresqlHooks(HooksSettings(tmp_path / "db"))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_is_away_fails_within_seconds_and_leaves_nothing(tmp_path: Path) -> None:
+    ledger = PostgresqlLedger(f"host={tmp_path} user=nobody", tmp_path / "db")
+    with nothing_left(), pytest.raises(LedgerError, match="PostgreSQL"):
+        ledger.open()
+
+
+def test_who_could_not_say_that_it_lives_believes_nobody_dead(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty(postgresql)
+    with nothing_left(), contextlib.ExitStack() as stack:
+        one, other = (PostgresqlLedger(postgresql, tmp_path / "db") for _ in range(2))
+        for ledger in (one, other):
+            ledger.open()
+            stack.callback(ledger.close)
+        one.login(INFO)
+        monkeypatch.setattr(postgresql_hooks, "SILENT_SECONDS", 0.0)
+        other.check()  # long after its last sign of life, and now as young as at its start
+        monkeypatch.setattr(postgresql_hooks, "SILENT_SECONDS", 3600.0)
+        with other.transaction() as db:
+            db.execute("UPDATE servers SET seen_at = now() - interval '2 hours' WHERE server = ?", (one.server,))
+        assert other.adopt() == []
+        with other.transaction() as db:
+            db.execute("UPDATE servers SET since = now() - interval '2 hours' WHERE server = ?", (other.server,))
+        assert [lost.info.session_id for lost in other.adopt()] == ["id-1"]
