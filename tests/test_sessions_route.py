@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -29,6 +30,7 @@ from tests.support import (
     newest,
     nothing_left,
     read_until,
+    request_head,
     wait_until,
 )
 from tests.test_ledger import locked
@@ -327,9 +329,11 @@ def test_what_cannot_stand_in_the_chain_is_not_shown(server: RunningServer, term
     server.wait_settled()
     with locked(server.config.record_path):
         answers = [get(server, path) for path in ("sessions", "sessions/none", "commands")]
-        answers.append(answer_of(server, server.play_path(str(newest(server)))))
+        play = server.play_path(str(newest(server)))
+        answers.append(answer_of(server, play))
+        whole = exchange(server.port, request_head(play)).decode()  # also what would follow an answer's end
     assert [status for status, _ in answers] == [503, 404, 503, 503]
-    assert "hi-2" not in str(answers) and "bob" not in str(answers)
+    assert "hi-2" not in str((answers, whole)) and "bob" not in str((answers, whole))
     assert answers[3][1] == f"{jumpserver.NOT_IN_LEDGER}\n"
     assert get(server, "sessions")[0] == 200
 
@@ -359,6 +363,17 @@ def test_a_refused_token_stands_in_the_chain(server: RunningServer) -> None:
     values = entries(server, "refused")[2].values
     assert (values["file"], values["remote"]) == ("a.cast", "127.0.0.1")
     assert abs(values["at"] - time.time()) < 60
+
+
+def test_what_waits_for_the_chain_is_written_when_the_server_ends(server: RunningServer) -> None:
+    for _ in range(25):
+        answer_of(server, "sessions?token=garbage")
+    server.stop()
+    ledger = hooks.Ledger(server.config.hooks_settings().db)
+    ledger.open()
+    with contextlib.closing(ledger):
+        refused = [entry.values for entry in ledger.entries() if entry.kind == "refused"]
+    assert (len(refused), refused[-1]["count"], refused[-1]["by_address"]) == (21, 5, {"127.0.0.1": 5})
 
 
 def test_a_browser_that_is_lost_and_comes_back_stands_in_the_chain(tmp_path: Path, cluster: StandIn) -> None:

@@ -163,6 +163,7 @@ def test_a_session_that_is_unknown_or_over_is_told_apart(server: RunningServer, 
     server.wait_settled()
     assert terminate(server, id_of(terminal)) == (409, "this session has ended already\n")
     assert last_row(server)["reason"] == "the shell has ended"
+    assert "terminate" not in [kind for kind, _, _ in chain(server)]
 
 
 def test_what_cannot_stand_in_the_chain_is_not_done(server: RunningServer, terminal: Terminal) -> None:
