@@ -8,7 +8,7 @@ A hook refuses a user by raising ``Denied`` with a sentence that the user may re
 could not do its work; any other exception is logged with its traceback and refuses the user politely.
 
 Where is what: ``Hooks`` and its data; what a token says; calls to the platform; the log; ``Ledger``; its chain and the
-``Proof`` of it; ``Keeper``.
+``Proof`` of it; ``Keeper``; ``Notes``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import operator
 import os
 import re
@@ -57,6 +58,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerError",
+    "Notes",
     "Proof",
     "Rows",
     "SessionInfo",
@@ -78,7 +80,11 @@ SECRET_MINIMUM_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as 
 
 
 class Denied(Exception):
-    """The user is refused; the text is shown to the user."""
+    """The user is refused; the text is shown to the user. ``user`` is who that is, where the token says it."""
+
+    def __init__(self, reason: str = "", user: str = "") -> None:
+        super().__init__(reason)
+        self.user = user
 
 
 class HookError(Exception):
@@ -213,19 +219,24 @@ class Hooks:
             self._post(self.settings.logout_url, info.as_json())
 
     def authorize(self, token: str, action: str, filename: str) -> str:
-        """Say which user may do ``action`` ("play") with a recording, or raise Denied.
+        """Say which user may do ``action``, or raise Denied.
 
-        Here: a link signed with ``[Token] secret`` whose claim ``scope`` names the action; a claim ``filename``
-        limits it to that recording.
+        Actions are "play" and "watch" with a recording, "terminate" with the session of that recording, "list" of
+        sessions and "search" in commands; of more than one session ``filename`` is "".
+
+        Here: a link signed with ``[Token] secret`` whose claim ``scope`` has a word for the action; a claim
+        ``filename`` limits it to that recording.
         """
         if not self.settings.secret:
             raise Denied("recordings are not open here; the server's operator must set [Token] secret")
         claims = verify_token(token, self.settings.secret)
-        if action not in str(claims.get("scope", "")).split():
-            raise Denied(f"this link does not allow to {action}")
+        user = str(claims.get("sub", ""))
+        scopes = _SCOPES.get(action, ())
+        if not set(scopes).intersection(str(claims.get("scope", "")).split()):
+            raise Denied(f"this link does not allow to {action}; it needs the scope {' or '.join(scopes)}", user)
         if claims.get("filename", filename) != filename:
-            raise Denied("this link is for another recording")
-        return str(claims.get("sub", ""))
+            raise Denied("this link is for another recording", user)
+        return user
 
     def fetch_recording(self, filename: str) -> Path | None:
         """Bring a recording back that is not in the record folder any more. None: there is none elsewhere.
@@ -240,11 +251,14 @@ class Hooks:
     def _read_signed_token(self, token: str) -> TokenAuthData:
         claims = verify_token(token, self.settings.secret)
         if claims.get("scope", "terminal") != "terminal":
-            raise Denied("this link is not for a terminal")
+            raise Denied("this link is not for a terminal", str(claims.get("sub", "")))
         auth = auth_data({**claims, "user": claims.get("sub", "")}, self.settings.clusters)
         if "jti" not in claims:
             return replace(auth, reusable=True)
-        self.ledger.use_token(str(claims["jti"]), float(claims["exp"]))
+        try:
+            self.ledger.use_token(str(claims["jti"]), float(claims["exp"]))
+        except Denied as exc:
+            raise Denied(str(exc), auth.user) from None
         return auth
 
     def _ask_platform(self, token: str) -> TokenAuthData:
@@ -285,6 +299,14 @@ def load_hooks(file: Path | None) -> type[Hooks]:
 
 # -- what a token says ------------------------------------------------------------------------------------------------
 
+# Which words of the claim ``scope`` allow an action.
+_SCOPES = {
+    "play": ("play", "audit"),
+    "watch": ("watch", "audit"),
+    "list": ("audit",),
+    "search": ("audit",),
+    "terminate": ("terminate",),
+}
 _TEXT_LIMITS = {  # characters
     "namespace": 253,
     "pod_name": 253,
@@ -377,11 +399,11 @@ def verify_token(token: str, secret: str) -> dict[str, Any]:
         expires, not_before = float(payload["exp"]), float(payload.get("nbf", 0))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise Denied("this link is not valid; open it again from the platform") from None
-    now = time.time()
+    now, user = time.time(), str(payload.get("sub", ""))
     if not now < expires:
-        raise Denied("this link has expired; open it again from the platform")
+        raise Denied("this link has expired; open it again from the platform", user)
     if now + _CLOCK_SKEW_SECONDS < not_before:
-        raise Denied("this link is not valid yet")
+        raise Denied("this link is not valid yet", user)
     return payload
 
 
@@ -1722,3 +1744,105 @@ def _log_unwritten(info: SessionInfo) -> None:
     """The last place for a logout that the ledger did not take."""
     row = {key: value for key, value in info.as_json().items() if key not in ("extra", "command", "message")}
     log.error("error error=%s row=%s", json.dumps("this logout is not in the ledger"), json.dumps(row))
+
+
+# -- entries for which nobody waits -----------------------------------------------------------------------------------
+
+_NOTES_LIMIT = 10_000  # entries that wait for the ledger
+_NOTE_LIMIT_CHARACTERS = 1000  # of a text in one
+_REFUSALS_A_MINUTE = 20  # which have an entry of their own
+_REFUSED_LIMIT = 20  # addresses that the entry of all others names
+
+
+@dataclass(frozen=True)
+class _Note:
+    """An entry to come."""
+
+    kind: str
+    session_id: str
+    values: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return json.dumps({"kind": self.kind, "session_id": self.session_id, **self.values})
+
+
+class Notes:
+    """Entries of the chain for which no session waits, and no stranger: written in order, when the ledger takes them.
+
+    Refused tokens cannot fill the ledger: of a minute's, the first twenty have an entry each, and all others one that
+    counts them by address. Nor the memory: what finds no place while the ledger is locked is counted in an entry, too.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._writing = threading.Lock()  # one thread at a time, so that they stay in order
+        self._lock = threading.Lock()  # guards all below
+        self._waiting: collections.deque[_Note] = collections.deque()
+        self._without_place = 0
+        self._refusals = 0  # of this minute
+        self._others: collections.Counter[str] = collections.Counter()  # of these without an entry of their own: whose
+        self._minute_ends = 0.0  # monotonic
+
+    def add(self, kind: str, session_id: str = "", **values: object) -> None:
+        """Remember that this happened now. Any thread; does not block."""
+        with self._lock:
+            self._add(kind, session_id, values)
+
+    def refused(self, remote: str, **values: object) -> None:
+        """Remember that a token was refused. Any thread; does not block."""
+        with self._lock:
+            self._count_minutes(time.monotonic())
+            self._refusals += 1
+            if self._refusals <= _REFUSALS_A_MINUTE:
+                self._add("refused", "", {**values, "remote": remote})
+            else:
+                self._others[remote if remote in self._others or len(self._others) < _REFUSED_LIMIT else "others"] += 1
+
+    def write(self, deadline: float) -> None:
+        """Write what waits, until the monotonic deadline. Raises LedgerError; what was not taken goes on waiting."""
+        with self._writing:
+            while time.monotonic() < deadline:
+                with self._lock:
+                    self._count_minutes(time.monotonic())
+                    if not self._waiting:
+                        return
+                    note = self._waiting[0]
+                self._ledger.append(note.kind, note.session_id, **note.values)
+                with self._lock:
+                    self._waiting.popleft()
+
+    def finish(self, deadline: float) -> None:
+        """Write all of it by the monotonic deadline; what the ledger does not take by then goes to the log."""
+        with self._lock:
+            self._count_minutes(math.inf)
+        try:
+            self.write(deadline)
+        except LedgerError as exc:
+            log_event("error", error=exc)
+        with self._lock:
+            for note in self._waiting:
+                log.error("error error=%s entry=%s", json.dumps("this entry is not in the ledger"), note)
+            self._waiting.clear()
+
+    def _add(self, kind: str, session_id: str, values: Mapping[str, object]) -> None:
+        """Needs the lock."""
+        if len(self._waiting) >= _NOTES_LIMIT:
+            self._without_place += 1
+            return
+        short = {
+            key: value[:_NOTE_LIMIT_CHARACTERS] if isinstance(value, str) else value for key, value in values.items()
+        }
+        self._waiting.append(_Note(kind, session_id, {**short, "at": time.time()}))
+
+    def _count_minutes(self, now: float) -> None:
+        """Sum up what a minute that is over had too much of, and what found no place. Needs the lock."""
+        if self._without_place and len(self._waiting) < _NOTES_LIMIT:
+            count, self._without_place = self._without_place, 0
+            self._add("not_written", "", {"count": count})
+        if now < self._minute_ends:
+            return
+        if self._others:
+            self._add("refused", "", {"count": sum(self._others.values()), "by_address": dict(self._others)})
+        self._others.clear()
+        self._refusals = 0
+        self._minute_ends = now + 60

@@ -61,7 +61,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -73,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 from hooks import (
     LIMIT_MAXIMUM,
     SECRET_MINIMUM_BYTES,
+    Ask,
     Command,
     CommandQuery,
     Denied,
@@ -82,6 +83,7 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    Notes,
     Proof,
     SessionInfo,
     SessionQuery,
@@ -573,6 +575,7 @@ class End:
     close_code: int = NORMAL
     exit_code: int | None = None
     notice: bool = True  # whether the terminal prints the reason, too
+    label: str = ""  # for the numbers, of one whose reason varies
 
 
 BROWSER_SILENT = End("the browser no longer answers", notice=False)
@@ -592,6 +595,7 @@ RECORDING_FAILED = End("the session cannot be recorded, so it has ended", INTERN
 RECORDING_TOO_BIG = End("the recording of this session is as large as it may be, so the session has ended", INTERNAL)
 DISK_FULL = End("the disk is nearly full and this session fills it the fastest, so it has ended", INTERNAL)
 LEDGER_FAILED = End("this session cannot be written into the ledger, so it cannot begin; try again later", INTERNAL)
+NOT_IN_LEDGER = "the ledger cannot be read or written now, and nothing goes on without it; try again later"
 SERVER_BUSY = End("the server has as many answers under way as it may; try again later", BUSY)
 TOKEN_TOO_LONG = End("this token is longer than 16 KiB, which is more than this server takes", DENIED)
 FETCH_FAILED = End("this recording cannot be fetched now; try again later", INTERNAL)
@@ -602,12 +606,18 @@ NOT_IN_LEDGER = "the ledger cannot be read or written now, and nothing goes on w
 NOT_UNDERSTOOD = End("the browser sent a message that is not understood", BAD_REQUEST)
 
 
-class Refused(Exception):
-    """A terminal was refused before it opened."""
+def ended_by(who: str, reason: str) -> End:
+    """The end of a session by hand."""
+    return End(f"ended by {printable(who) or 'an operator'}: {printable(reason)}", label="terminated")
 
-    def __init__(self, end: End) -> None:
+
+class Refused(Exception):
+    """A terminal was refused before it opened. ``user`` is whom, where the token says it."""
+
+    def __init__(self, end: End, user: str = "") -> None:
         super().__init__(end.reason)
         self.end = end
+        self.user = user
 
 
 _END_LABELS = {
@@ -642,14 +652,14 @@ _CODE_LABELS = {
 
 def end_label(end: End) -> str:
     """The end as one of a few words, for the numbers."""
-    return _END_LABELS.get(end) or _CODE_LABELS.get(end.close_code, "other")
+    return end.label or _END_LABELS.get(end) or _CODE_LABELS.get(end.close_code, "other")
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 # Name, without the prefix: help, name of the one label ("" for none), its values. No label names a user or a pod: those
 # are too many, and nobody else's business. What is listed is there from the start, so that the first event is a rise.
-_ENDS = tuple(dict.fromkeys([*_END_LABELS.values(), *_CODE_LABELS.values(), "other"]))
+_ENDS = tuple(dict.fromkeys([*_END_LABELS.values(), *_CODE_LABELS.values(), "terminated", "other"]))
 COUNTERS = {
     "sessions_total": ("Sessions that have ended, by their end.", "end", _ENDS),
     "refused_total": ("Terminals that were refused before the login, by cause.", "cause", _ENDS),
@@ -1800,8 +1810,9 @@ class Session:
         return min(grace, RELOAD_SECONDS) if browser.is_unloaded else grace
 
     def _note(self, event: str, label: str, **values: object) -> None:
-        """In the log, and as a marker in the recording."""
+        """In the log, in the chain, and as a marker in the recording."""
         log_event(event, session=self.id, **values)
+        self._server.notes.add(event, self.id, **values)
         try:
             if self._output is not None:
                 self._output.recorder.marker(label)
@@ -1841,6 +1852,18 @@ class Session:
             return None
         size = output.recorder.bytes_written
         return dataclasses.replace(info, auth=self.auth, bytes_out=self._bytes_out, bytes_in=self._bytes_in, size=size)
+
+    def as_it_is(self) -> dict[str, object]:
+        """What only this server knows of it while it is open, for JSON."""
+        traffic = self.traffic()
+        return {
+            "container_name": self.auth.container_name,
+            "idle": round(time.monotonic() - self._typed_at, 1),
+            "detached": self.is_detached,
+            "bytes_in": traffic.typed,
+            "bytes_out": traffic.printed,
+            "size": traffic.recorded,
+        }
 
     def notify(self, text: str) -> None:
         """Tell the user something, beside the terminal where the client can show it there. Does not block."""
@@ -2252,6 +2275,7 @@ ASSETS = {
         for name in (
             "index.html",
             "player.html",
+            "sessions.html",
             "style.css",
             "terminal.js",
             "connection.js",
@@ -2263,6 +2287,7 @@ ASSETS = {
             "link.js",
             "search.js",
             "timeline.js",
+            "sessions.js",
             "node_modules/@xterm/xterm/css/xterm.css",
             "node_modules/@xterm/xterm/lib/xterm.mjs",
             "node_modules/@xterm/addon-clipboard/lib/addon-clipboard.mjs",
@@ -2315,6 +2340,7 @@ HEAD_SECONDS = 10.0  # for a request's line and headers to arrive
 HEAD_LIMIT_BYTES = 1 << 16  # of the line and all headers
 LINE_LIMIT_BYTES = 1 << 15  # of each of them; deploy/nginx.conf lets as much through
 HEAD_LINES_LIMIT = 100  # as http.client's
+BODY_LIMIT_BYTES = 1 << 13  # of a request that has one; it has as long to arrive as a head
 TOKEN_LIMIT_CHARACTERS = 1 << 14
 _DRAIN_SECONDS = 2.0  # for what a refused client still sends
 _PEEK_BYTES = 1 << 13
@@ -2328,16 +2354,21 @@ _FLOOD_SECONDS = 0.05  # the same for each watcher there is, where some is left 
 _ASK_SECONDS = 1.0  # after which it asks again whether the session goes on
 SLOW_SECONDS = 5.0  # for what has come; a watcher who takes longer, and is far behind then, is dropped
 _RETRY_SECONDS = "10"  # what a refused client is asked to wait
+_CHANGING = ("/sessions/<id>/terminate",)  # for POST, and nothing else is
+_PUBLIC = ("play", "watch")  # what [Record] public opens
+_LOOK_SECONDS = 600.0  # in which one who looks again at the same is no news
+_LOOKS = 1000  # remembered at a time
 _ADMIN_ROUTES = ("/metrics", "/readyz", "/healthz")
 # What must always be answered, and what is counted elsewhere: as sessions, as watchers.
 _UNCOUNTED = ("/healthz", "/readyz", "/ssh", "/records/live")
 _CORS_EXPOSED = "Accept-Ranges, Content-Encoding, Content-Range, ETag, X-Recording"
 _CORS_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD",
-    "Access-Control-Allow-Headers": "Authorization, If-Modified-Since, If-None-Match, If-Range, Range",
+    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, If-Modified-Since, If-None-Match, If-Range, Range",
     "Access-Control-Max-Age": "600",
 }
 # RFC 9110, section 12.4.2: a weight has three digits at most; 0 means no.
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _GZIP_WANTED = re.compile(r"gzip[ \t]*(;[ \t]*q=(1(\.0{0,3})?|0\.0{0,2}[1-9][0-9]{0,2}))?", re.I)
 _BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _CONTENT_SECURITY_POLICY = (
@@ -2352,7 +2383,7 @@ _HEADER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00\r]*")
 
 
 class HeadRefused(Exception):
-    """A request's head cannot be taken: the HTTP status, and the reason in words."""
+    """A request's head or body cannot be taken: the HTTP status, and the reason in words."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -2383,6 +2414,22 @@ def read_head(sock: socket.socket, seconds: float, has_come: Callable[[], bool])
             break
     _check_head(bytes(head))
     return bytes(head)
+
+
+def read_body(sock: socket.socket, length: int, seconds: float) -> bytes:
+    """Read a body of that length. Raises HeadRefused, and OSError when the connection is lost."""
+    deadline = time.monotonic() + seconds
+    body = b""
+    while len(body) < length:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = sock.recv(length - len(body))
+        except socket.timeout:  # until Python 3.10 not the same as TimeoutError
+            raise HeadRefused(408, "the body of this request has not come in time") from None
+        if not data:
+            raise HeadRefused(400, "the body of this request is shorter than it says")
+        body += data
+    return body
 
 
 def _check_head(head: bytes) -> None:
@@ -2427,6 +2474,27 @@ class Places:
             return sum(self._taken.values())
 
 
+class Looks:
+    """Who looks at sessions, with which filters: a page that stays open asks every two seconds. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the dictionary
+        self._entered: dict[object, float] = {}  # when the look was last written down, monotonic; oldest first
+
+    def is_new(self, look: object, now: float) -> bool:
+        """Whether it is to be written down: it was not within the last ten minutes."""
+        with self._lock:
+            return now - self._entered.get(look, -math.inf) > _LOOK_SECONDS
+
+    def entered(self, look: object, now: float) -> None:
+        """It is written down."""
+        with self._lock:
+            self._entered.pop(look, None)
+            self._entered[look] = now
+            if len(self._entered) > _LOOKS:
+                del self._entered[next(iter(self._entered))]
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request on its connection's own thread, then closes the connection."""
 
@@ -2434,6 +2502,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         "/ssh": "_ssh",
         "/records/play": "_play",
         "/records/live": "_live",
+        "/sessions": "_sessions",
+        "/sessions/<id>": "_session",
+        "/sessions/<id>/terminate": "_terminate",
+        "/commands": "_commands",
         "/healthz": "_healthz",
         "/readyz": "_readyz",
         "/metrics": "_metrics",
@@ -2467,22 +2539,49 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:
             self._answer(400, "this address is not valid, or has too many parameters")
             return
+        route, session_id = find_route(url.path)
+        query["id"] = session_id
         of_admin = self.server.came_to_admin(self.connection)
-        if not self._has_route(url.path, of_admin):
+        if not self._has_route(route, of_admin):
             self._answer(404, "not found")
-            return
-        if of_admin or url.path in _UNCOUNTED:
-            getattr(self, self.ROUTES[url.path])(query)
-            return
+        elif (self.command == "POST") != (route in _CHANGING):
+            allowed = "POST" if route in _CHANGING else "GET, HEAD"
+            self._answer(405, f"this address is for {allowed}", {"Allow": allowed})
+        elif of_admin or route in _UNCOUNTED:
+            getattr(self, self.ROUTES[route])(query)
+        else:
+            self._answer_in_place(route, query)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        try:
+            with self._place() as free:
+                if not free:
+                    raise HeadRefused(503, SERVER_BUSY.reason)
+                self.body = self._read_body()
+        except HeadRefused as exc:
+            self._turn_away(exc.status, str(exc))
+        else:
+            self.do_GET()
+
+    def _read_body(self) -> bytes:
+        """The body (RFC 9112, section 6.3). Raises HeadRefused."""
+        length = self.headers.get("Content-Length", "")
+        if "Transfer-Encoding" in self.headers or not _LENGTH.fullmatch(length):
+            raise HeadRefused(411, "this request must say the length of its body")
+        if int(length) > BODY_LIMIT_BYTES:
+            raise HeadRefused(413, "the body of this request is longer than 8 KiB")
+        return read_body(self.connection, int(length), HEAD_SECONDS)
+
+    def _answer_in_place(self, route: str, query: Mapping[str, str]) -> None:
         with self._place() as free:
             if not free:
                 self._answer(503, SERVER_BUSY.reason)
-            elif url.path in self.ROUTES:
-                getattr(self, self.ROUTES[url.path])(query)
+            elif route in self.ROUTES:
+                getattr(self, self.ROUTES[route])(query)
             else:
-                self._asset(url.path)
-
-    do_HEAD = do_GET
+                self._asset(route)
 
     def _has_route(self, path: str, of_admin: bool) -> bool:
         """Whether the path exists where the request came in: with ``admin_listen``, the public port has no numbers."""
@@ -2629,7 +2728,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             else:
                 self._open_session(query)
         except Refused as exc:
-            self._refuse(exc.end)
+            self._refuse(exc)
         except BrowserGone:
             pass
 
@@ -2670,7 +2769,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with self.server.metrics.timed("hook_seconds", "validate_ssh_token"):
                 return self.server.hooks.validate_ssh_token(token)
         except Exception as exc:
-            raise Refused(hook_failure(exc, "validate_ssh_token", session_id, token)) from None
+            raise Refused(hook_failure(exc, "validate_ssh_token", session_id, token), _user_of(exc)) from None
 
     def _resume(self, name: str) -> None:
         """Attach the browser to the session that it lost. What allows it comes in its first message."""
@@ -2720,9 +2819,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             raise BrowserGone from None
 
-    def _refuse(self, end: End) -> None:
+    def _refuse(self, refused: Refused) -> None:
+        end, remote = refused.end, self._remote_addr()
         self.server.metrics.count("refused_total", end_label(end))
-        log_event("refusal", remote=self._remote_addr(), reason=end.reason)
+        log_event("refusal", remote=remote, reason=end.reason)
+        if end.close_code == DENIED:
+            self.server.notes.refused(remote, action="terminal", user=refused.user, reason=end.reason)
         with self._place() as free, contextlib.suppress(BrowserGone):
             if free and self._wants_v1():
                 self._turn_browser_away(self._open_browser(), end)
@@ -2755,8 +2857,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(_HTTP_STATUS[exc.end.close_code], exc.end.reason)
             return
         with file:
-            log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file, self._outcome(session_of(path)))
+            if self._enter("play", user, session_of(path), file=str(path)):
+                self._send_recording(file, self._outcome(session_of(path)))
 
     def _find(self, filename: str) -> Path:
         """A recording's file, here or where a hook has brought it. Raises RecordError when there is none, Refused."""
@@ -2895,40 +2997,161 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _authorized(self, action: str, filename: str, query: Mapping[str, str]) -> str | None:
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
-        if self.server.config.Record.public:
+        if self.server.config.Record.public and action in _PUBLIC:
             return ""
         scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
         token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
         if not token:
-            self._answer(401, "a token is needed: open the recording from the platform")
-            return None
-        if len(token) > TOKEN_LIMIT_CHARACTERS:
-            self._answer(403, TOKEN_TOO_LONG.reason)
+            what = "recording" if action in _PUBLIC else "page"
+            self._answer(401, f"a token is needed: open the {what} from the platform")
             return None
         try:
+            if len(token) > TOKEN_LIMIT_CHARACTERS:
+                raise Denied(TOKEN_TOO_LONG.reason)
             with self.server.metrics.timed("hook_seconds", "authorize"):
                 return self.server.hooks.authorize(token, action, filename)
         except Exception as exc:
-            end = hook_failure(exc, "authorize", "-", token)
-            log_event("refusal", action=action, file=filename, remote=self._remote_addr(), reason=end.reason)
+            end, remote = hook_failure(exc, "authorize", "-", token), self._remote_addr()
+            log_event("refusal", action=action, file=filename, remote=remote, reason=end.reason)
+            if end.close_code == DENIED:
+                self.server.notes.refused(remote, action=action, file=filename, user=_user_of(exc), reason=end.reason)
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
 
     def _enter(self, kind: str, user: str, session_id: str = "", **what: str) -> bool:
         """Write into the chain who does what, and from where. False: that cannot be, and the request is answered so."""
-        who = {"user": user, "remote": self._remote_addr()}
+        values = {"user": user, **what, "remote": self._remote_addr()}
         try:
             with self.server.metrics.timed("ledger_seconds"):
-                self.server.hooks.ledger.append(kind, session_id, **who, **what)
+                self.server.hooks.ledger.append(kind, session_id, **values)
         except LedgerError as exc:
             self._ledger_failed(exc)
             return False
-        log_event(kind, **who, **({"session": session_id} if session_id else {}), **what)
+        log_event(kind, **values, **({"session": session_id} if session_id else {}))
         return True
 
     def _ledger_failed(self, exc: LedgerError) -> None:
         log_event("error", error=exc)
         self._answer(503, NOT_IN_LEDGER, {"Retry-After": _RETRY_SECONDS})
+
+    # /sessions and /commands
+
+    def _sessions(self, query: Mapping[str, str]) -> None:
+        self._search("list", query, _SESSION_FILTERS, self._found_sessions)
+
+    def _commands(self, query: Mapping[str, str]) -> None:
+        self._search("search", query, _COMMAND_FILTERS, self._found_commands)
+
+    def _search(
+        self,
+        action: str,
+        query: Mapping[str, str],
+        names: tuple[str, ...],
+        find: Callable[[Mapping[str, Any]], dict[str, object]],
+    ) -> None:
+        """Answer with a page of what the ledger has, and where the next one begins; the chain says who looks."""
+        user = self._authorized(action, "", query)
+        if user is None:
+            return
+        try:
+            found = find(parse_filters(query, names))
+        except ValueError as exc:
+            self._answer(400, str(exc))
+        except LedgerError as exc:
+            self._ledger_failed(exc)
+        else:
+            if self._look(action, user, query):
+                self._answer_json(200, **found)
+
+    def _found_sessions(self, wanted: Mapping[str, Any]) -> dict[str, object]:
+        found = self.server.hooks.ledger.find(SessionQuery(**wanted, limit=_PAGE_SIZE + 1))
+        more = cursor(found[_PAGE_SIZE - 1]) if len(found) > _PAGE_SIZE else None
+        return {"sessions": [self._shown(info) for info in found[:_PAGE_SIZE]], "next": more}
+
+    def _found_commands(self, wanted: Mapping[str, Any]) -> dict[str, object]:
+        found = self.server.hooks.ledger.commands(CommandQuery(**wanted, limit=_PAGE_SIZE + 1))
+        more = cursor(found[_PAGE_SIZE - 1][0]) if len(found) > _PAGE_SIZE else None
+        rows = [
+            {
+                "seconds": command.seconds,
+                "text": command.text,
+                "exit_code": command.exit_code,
+                "session": self._shown(info),
+            }
+            for command, info in found[:_PAGE_SIZE]
+        ]
+        return {"commands": rows, "next": more}
+
+    def _shown(self, info: SessionInfo) -> dict[str, object]:
+        """What an auditor sees of a session: what the ledger has, and while it is open here what it is doing."""
+        session = self.server.sessions.find(info.session_id) if info.logout_at is None else None
+        return {
+            **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
+            **{name: getattr(info, name) for name in _SHOWN},
+            **(session.as_it_is() if session else {}),
+        }
+
+    def _look(self, action: str, user: str, query: Mapping[str, str]) -> bool:
+        """Write down that somebody looks, but not each time that a page asks again. False: see _enter."""
+        wanted = {name: text for name, text in query.items() if name not in ("id", "token", "before")}
+        text, now = urllib.parse.urlencode(sorted(wanted.items())), time.monotonic()
+        look = (action, user, self._remote_addr(), query["id"], text)
+        if self.server.looks.is_new(look, now):
+            if not self._enter(action, user, query["id"], filters=text):
+                return False
+            self.server.looks.entered(look, now)
+        return True
+
+    def _session(self, query: Mapping[str, str]) -> None:
+        found = self._authorized_session("list", query)
+        if found is not None and self._look("list", found[0], {"id": query["id"]}):
+            self._answer_json(200, **self._shown(found[1]))
+
+    def _authorized_session(self, action: str, query: Mapping[str, str]) -> tuple[str, SessionInfo] | None:
+        """Who may do this with the session that the path names, and that session. None: the request is answered."""
+        try:
+            info = self.server.hooks.ledger.session(query["id"])
+        except LedgerError as exc:
+            self._ledger_failed(exc)
+            return None
+        user = self._authorized(action, info.filename if info else "", query)
+        if user is None:
+            return None
+        if info is None:
+            self._answer(404, "there is no such session")
+            return None
+        return user, info
+
+    def _terminate(self, query: Mapping[str, str]) -> None:
+        found = self._authorized_session("terminate", query)
+        if found is None:
+            return
+        user, info = found
+        if self.headers.get_content_type() != "application/json":  # which no form of another site can send
+            self._answer(415, "the body of this request must be JSON, and say so")
+            return
+        reason = parse_reason(self.body)
+        if not reason:
+            self._answer(400, f"a reason is needed, of {_REASON_LIMIT_CHARACTERS} characters at most")
+        elif info.logout_at is not None:
+            self._answer(409, "this session has ended already")
+        elif self._enter("terminate", user, info.session_id, reason=reason):
+            self._ask_for_end(info.session_id, user, reason)
+
+    def _ask_for_end(self, session_id: str, user: str, reason: str) -> None:
+        """End the session, or have its server do that."""
+        session = self.server.sessions.find(session_id)
+        try:
+            if session is not None:
+                session.stop(ended_by(user, reason))
+            elif not self.server.hooks.ledger.ask(session_id, "end", user, reason):
+                self._answer(409, "this session has ended already")
+                return
+        except LedgerError as exc:
+            self._ledger_failed(exc)
+        else:
+            will = "the session ends now" if session else "the session's own server ends it within two seconds"
+            self._answer_json(202, session_id=session_id, will=will)
 
     def _send_recording(self, file: BinaryIO, outcome: str) -> None:
         size = playable_size(file)
@@ -2994,6 +3217,70 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
+# No kubeconfig, no command and nothing that a platform has put into its token.
+_SHOWN_OF_TOKEN = ("user", "namespace", "pod_name", "container_name")
+_SHOWN = (
+    *("session_id", "cluster", "remote_addr", "server", "login_at", "logout_at", "reason", "exit_code"),
+    *("bytes_in", "bytes_out", "filename", "size", "sha256", "hung_up", "chain"),
+)
+_SESSION_FILTERS = ("state", "user", "namespace", "pod", "since", "until", "q", "before")
+_COMMAND_FILTERS = ("user", "since", "until", "q", "before")
+_PAGE_SIZE = 50
+_FILTER_LIMIT_CHARACTERS = 1000
+_REASON_LIMIT_CHARACTERS = 200
+_SESSION_PATH = re.compile(r"/sessions/([0-9A-Za-z_-]{1,100})(/terminate)?")
+_UNIX_TIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?")
+
+
+def find_route(path: str) -> tuple[str, str]:
+    """The name in ``ROUTES`` of a path, and the id of the session that stands in it; others are their own name."""
+    found = _SESSION_PATH.fullmatch(path)
+    return (f"/sessions/<id>{found[2] or ''}", found[1]) if found else (path, "")
+
+
+def parse_time(text: str) -> float:
+    """Unix seconds: as such, or an ISO 8601 date or time, in UTC where it names no zone. Raises ValueError."""
+    if _UNIX_TIME.fullmatch(text):
+        return float(text)
+    moment = datetime.fromisoformat(text[:40].replace("Z", "+00:00"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def parse_reason(body: bytes) -> str:
+    """The ``reason`` in a JSON object, in one line; "" where it is missing or too long."""
+    try:
+        values = json.loads(body)
+        reason = values["reason"] if isinstance(values, dict) else ""
+    except (ValueError, KeyError, RecursionError):
+        return ""
+    return printable(reason) if isinstance(reason, str) and len(reason) <= _REASON_LIMIT_CHARACTERS else ""
+
+
+def parse_filters(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters of those names as a query of the ledger has them. Raises ValueError with a sentence."""
+    found: dict[str, Any] = {name: query[name] for name in names if name in query}
+    unknown = set(query).difference(names, ("id", "token"))
+    if unknown:
+        raise ValueError(f"there is no parameter {printable(min(unknown))} here; there are {', '.join(names)}")
+    for name, text in found.items():
+        if len(text) > _FILTER_LIMIT_CHARACTERS or "\0" in text:
+            raise ValueError(f"{name} is longer than {_FILTER_LIMIT_CHARACTERS} characters, or has a NUL in it")
+    if found.get("state", "open") not in ("open", "ended"):
+        raise ValueError("state must be open or ended")
+    for name in {"since", "until"}.intersection(found):
+        try:
+            found[name] = parse_time(found[name])
+        except (ValueError, OverflowError):
+            sentence = f"{name} must be a date or time such as 2026-01-31 or 2026-01-31T12:00Z, or Unix seconds"
+            raise ValueError(sentence) from None
+    return found
+
+
+def _user_of(exc: Exception) -> str:
+    """Whom a hook has refused, where that is known."""
+    return exc.user if isinstance(exc, Denied) else ""
+
+
 def _resume_message(message: str | bytes | None) -> tuple[str, int, Size | None]:
     """Secret, position and size of a browser that wants to resume. Raises Refused."""
     with contextlib.suppress(ValueError):
@@ -3042,18 +3329,19 @@ FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how 
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
 _SAY_SECONDS = 60.0
+_ERRAND_SECONDS = 0.5  # of each second, for writing what waits: what is asked of sessions must not wait for it
 
 
 class Clock:
-    """What is done once a second, on the thread ``clock``: each of ``ticks``, which may be added at any time.
+    """What is done once a second, on a thread of that name: each of ``ticks``, which may be added at any time.
 
     A tick that fails is logged and keeps no other from its turn. None may block for long: the others wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "clock") -> None:
         self.ticks: list[Callable[[], None]] = []
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -3462,7 +3750,10 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.metrics = Metrics()
         self._chores = Chores(config, self.folder, self.metrics)
         self.keeper = Keeper(hooks, self._chores)
+        self.notes = Notes(hooks.ledger)
+        self.looks = Looks()
         self.clock = Clock()
+        self.errands = Clock("errands")  # which wait for the ledger
         self.sessions = SessionRegistry(config.Server.max_sessions, config.Limits)
         self.login_rate = LoginRate()
         self.assets = load_assets(config.Server.platform_url)
@@ -3480,6 +3771,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self._heartbeats = Heartbeats(self)
         space = Space(self.folder, self.sessions)
         self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick, self._heartbeats.tick]
+        self.errands.ticks += [self._do_what_is_asked, self._write_notes]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
@@ -3593,6 +3885,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self._beat = time.monotonic()
         self._thread.start()
         self.clock.start()
+        self.errands.start()
         host, port = map(str, self.server_address[:2])
         self._warn_of_what_is_missing()
         log_event(
@@ -3676,6 +3969,24 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         for session in self.sessions.all():
             session.tick(time.monotonic())
 
+    def _do_what_is_asked(self) -> None:
+        """Do what was asked of this server's sessions, by it or by others on the same ledger."""
+        with contextlib.suppress(LedgerError):  # the keeper tells of it
+            for ask in self.hooks.ledger.asked():
+                session = self.sessions.find(ask.session_id)
+                if session is not None:  # else it has ended meanwhile
+                    self._do(ask, session)
+
+    def _do(self, ask: Ask, session: Session) -> None:
+        if ask.what == "end":
+            session.stop(ended_by(ask.by, ask.reason))
+        elif ask.what == "watch":
+            session.announce(ask.by)
+
+    def _write_notes(self) -> None:
+        with contextlib.suppress(LedgerError):  # they go on waiting
+            self.notes.write(time.monotonic() + _ERRAND_SECONDS)
+
     def _count_down(self) -> None:
         left = self._end_at - time.monotonic() if self._end_at is not None else math.inf
         due = [warning for warning in self._warnings if warning >= left]
@@ -3695,6 +4006,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         deadline = time.monotonic() + seconds
         self.clock.stop()
         self._heartbeats.stop()
+        self.errands.stop()
         if started:
             self.shutdown()
             self._thread.join()
@@ -3709,6 +4021,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
             self.sessions.wait_empty(seconds / 4)
         self._drop_connections()
         self.keeper.finish(deadline)
+        self.notes.finish(deadline)
         self.hooks.close()
         if started:
             log_event("stop")

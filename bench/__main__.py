@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.ledger import measure_ledger
 from bench.links import measure_link, measure_resume
+from bench.lists import measure_lists
 from bench.processes import ROOT, Lab, Process, Server, nginx
 from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
 from bench.search import measure_search
@@ -342,6 +343,7 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "ledger": measure_ledger,
     "search": measure_search,
     "watchers": measure_watchers,
+    "lists": measure_lists,
 }
 
 

@@ -35,6 +35,7 @@ class Scale:
     pages: int  # dropped at the same time
     ledger_sessions: int  # in a ledger that is searched
     verified: int  # sessions with a recording, held against the chain
+    rows: int  # of sessions in the ledger that is listed
 
 
 FULL = Scale(
@@ -52,6 +53,7 @@ FULL = Scale(
     pages=100,
     ledger_sessions=100_000,
     verified=10_000,
+    rows=100_000,
 )
 QUICK = Scale(
     rounds=1,
@@ -68,6 +70,7 @@ QUICK = Scale(
     pages=10,
     ledger_sessions=2000,
     verified=20,
+    rows=1_000,
 )
 
 

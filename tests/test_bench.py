@@ -82,6 +82,14 @@ FIGURES = {
         *("a page of 2,000: all", "a page of 2,000: open", "a page of 2,000: q that none has"),
         *("commands of 2,000: q that none has", "verify, 20 sessions"),
     ],
+    "lists": [
+        f"1,000 rows: {name} {percent}"
+        for name in (
+            *("the first page", "ended ones", "a user's", "a pod's, in some days", "a word that many have", "commands"),
+            *("a word that nobody has", "a command that nobody ran"),
+        )
+        for percent in ("p50", "p99")
+    ],
     "player": ["recording of 20 MB: ours", "recording of 20 MB: ours, gzip", "recording: memory growth of the server"],
 }
 MAY_BE_ZERO = ("recording: memory growth", "echo p50, ours idle over direct", "waits in the cluster", "not shown")
@@ -89,7 +97,12 @@ MAY_BE_ZERO = ("recording: memory growth", "echo p50, ours idle over direct", "w
 
 @pytest.mark.parametrize(
     "sections",
-    [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link", "resume"), ("ledger", "search")],
+    [
+        ("throughput", "latency"),
+        ("sessions", "processes", "start", "player"),
+        ("link", "resume", "lists"),
+        ("ledger", "search"),
+    ],
 )
 def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
     out = tmp_path / "bench.json"

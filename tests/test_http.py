@@ -395,7 +395,7 @@ def test_a_preflight_is_answered_for_allowed_origins_and_for_no_other(tmp_path: 
         answer = ask("Origin: https://platform.example")
         assert answer[""] == ["204"] and answer["vary"] == ["Origin"]
         assert answer["access-control-allow-origin"] == ["https://platform.example"]
-        assert answer["access-control-allow-methods"] == ["GET, HEAD"]
+        assert answer["access-control-allow-methods"] == ["GET, HEAD, POST"]
         allowed = answer["access-control-allow-headers"][0].lower().split(", ")
         assert {"authorization", "range", "if-range", "if-none-match"} <= set(allowed)
         for origin in BAD_ORIGINS:

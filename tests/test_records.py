@@ -380,13 +380,13 @@ def test_a_head_without_a_token_is_refused_too(server: RunningServer, recorded: 
     assert (answer.status, answer.body) == (401, b"")
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_recordings_can_only_be_read(server: RunningServer, recorded: Recorded, method: str) -> None:
+@pytest.mark.parametrize(("method", "status"), [("POST", 405), ("PUT", 501), ("DELETE", 501), ("OPTIONS", 501)])
+def test_recordings_can_only_be_read(server: RunningServer, recorded: Recorded, method: str, status: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_SECONDS)
     with contextlib.closing(connection):
         connection.request(method, server.play_path(recorded.name))
         with connection.getresponse() as response:
-            assert response.status == 501
+            assert response.status == status
     assert recorded.path.read_bytes() == recorded.data
 
 
@@ -642,7 +642,7 @@ def test_the_log_says_who_played_what_and_holds_no_token(
     ask(server, f"/records/play?filename={recorded.name}", Authorization=f"Bearer {token}")
     played = [message for message in caplog.messages if message.startswith("play ")]
     path = server.config.record_path / recorded.name
-    assert played == [f'play user="eve the auditor" file={path} remote=127.0.0.1'] * 2
+    assert played == [f'play user="eve the auditor" file={path} remote=127.0.0.1 session={path.stem}'] * 2
     assert token not in caplog.text
     assert "token=" not in caplog.text
 
@@ -654,7 +654,8 @@ def test_the_log_says_who_was_refused_and_holds_no_token(
     ask(server, f"/records/play?filename={recorded.name}&token={token}")
     (message,) = [message for message in caplog.messages if message.startswith("refusal ")]
     assert message == (
-        f'refusal action=play file={recorded.name} remote=127.0.0.1 reason="this link does not allow to play"'
+        f"refusal action=play file={recorded.name} remote=127.0.0.1 "
+        'reason="this link does not allow to play; it needs the scope play or audit"'
     )
     assert token not in caplog.text
 
