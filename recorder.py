@@ -856,15 +856,15 @@ def pack(path: Path, stopped: Callable[[], bool]) -> bool:
     packed = path.with_name(path.name + PACKED_SUFFIX)
     half = packed.with_name(f"{packed.name}.half")
     try:
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        with path.open("rb") as file:
             try:
                 if not _write_packed(file, half, stopped):
                     return False
                 half.rename(packed)
             finally:
                 half.unlink(missing_ok=True)
-            _sync_folder(path.parent)
-            path.unlink()
+        _sync_folder(path.parent)
+        path.unlink()
         return True
     except OSError as exc:
         raise RecordError(f"cannot pack {path}: {exc.strerror}") from exc

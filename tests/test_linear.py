@@ -156,7 +156,7 @@ FOREIGN: dict[str, tuple[Callable[[str], object], list[tuple[str, str, str]]]] =
         ],
     ),
     "transcript": (
-        lambda text: list(recorder.transcript(io.BytesIO(text.encode()))),
+        lambda text: list(recorder.transcript(io.BytesIO(b'{"version": 2}\n' + text.encode()))),
         [
             *(
                 ('[1, "o", "', repeated, '"]\n')
