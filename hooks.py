@@ -573,6 +573,7 @@ _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remo
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
 _ENTRY_LIMIT_CHARACTERS = 4096  # of a text that others hand in for an entry
+_FEW = 500  # rows that have a text; of more, 50 are soon met
 _CACHE_BYTES = 32 << 20  # for searches through 100,000 sessions; is taken as it is needed
 _LOCKED_SECONDS = 0.5  # for a file that another process has locked
 _STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
@@ -710,6 +711,7 @@ class Ledger:
         self._lock = threading.Lock()  # guards the connection
         self._connection: sqlite3.Connection | None = None
         self._identity: object = None  # of the files that are open
+        self._has_search = False  # whether there is an index of all parts of texts
         self._progress = 0.0  # the monotonic time at which the last transaction was done
 
     def open(self) -> None:
@@ -759,8 +761,10 @@ class Ledger:
         with self.transaction() as db:
             there = {row["name"] for row in db.execute("PRAGMA table_info(sessions)")}
             self.make_tables(db, there, _INDEXES)
-            if there and "entries" not in {row["name"] for row in tables}:
+            names = {row["name"] for row in tables}
+            if there and "entries" not in names:
                 _take_over(db)
+            self._has_search = "session_search" in names or _make_search(db)
 
     @staticmethod
     def make_tables(db: Database, columns: Container[str], indexes: str) -> None:
@@ -851,6 +855,8 @@ class Ledger:
         if before.get("logout_at") is None:
             chain = _append(db, "logout", session_id, row)
             db.execute("DELETE FROM asked WHERE session_id = ?", (session_id,))
+            if self._has_search:
+                _insert(db, "session_search", {"words": _words({**before, **row}), "session_id": session_id})
         elif changed:
             _append(db, "amended", session_id, changed)
         todo = _TELL * session.tell | _HANG_UP * session.hang_up | _PACK * session.pack
@@ -958,8 +964,14 @@ class Ledger:
         where = _Where()
         if query.state:
             where.add("logout_at IS NULL" if query.state == "open" else "logout_at IS NOT NULL")
-        # The one index that is likely to lead to the fewest rows; SQLite would take any, and so it sees no other.
         narrow = query.state == "open"
+        phrase = "" if narrow else self._rare("session_search", query.q)
+        if phrase:
+            is_open = "SELECT session_id FROM sessions WHERE logout_at IS NULL"
+            has_it = "SELECT session_id FROM session_search WHERE session_search MATCH ?"
+            where.add(f"session_id IN ({is_open} UNION ALL {has_it})", phrase)
+            narrow = True
+        # The one index that is likely to lead to the fewest rows; SQLite would take any, and so it sees no other.
         for name, text in (("pod_name", query.pod), ("user", query.user), ("namespace", query.namespace)):
             if text:
                 narrow = narrow or (name == "namespace" and bool(query.q))
@@ -1025,6 +1037,9 @@ class Ledger:
             if rows:
                 first, last = rows[0]["number"], rows[-1]["number"]
                 _append(db, "commands", "", {"first": first, "last": last, "sha256": commands_digest(rows)})
+                if self._has_search:
+                    added = "SELECT number, text FROM commands WHERE number >= ?"
+                    db.execute(f"INSERT INTO command_search (rowid, text) {added}", (first,))
 
     def commands(self, query: CommandQuery) -> list[tuple[Command, SessionInfo]]:
         """The commands that match and their sessions, the newest first, ``query.limit`` at most."""
@@ -1032,6 +1047,9 @@ class Ledger:
         if query.user:
             where.add('"user" = ?', query.user)
         where.within("time", query.since, query.until)
+        phrase = self._rare("command_search", query.q)
+        if phrase:
+            where.add("number IN (SELECT rowid FROM command_search WHERE command_search MATCH ?)", phrase)
         where.contains(f"text {self.LIKE}", query.q)
         if query.before:
             number = int(query.before) if query.before.isdecimal() and len(query.before) < 19 else 0
@@ -1039,6 +1057,15 @@ class Ledger:
         found = [_command(row) for row in self._select("commands", where, ("time", "number"), query.limit)]
         sessions = {session_id: self.session(session_id) for session_id in {command.session_id for command in found}}
         return [(command, info) for command in found for info in (sessions[command.session_id],) if info is not None]
+
+    def _rare(self, table: str, q: str) -> str:
+        """The text as a phrase to look up in an index of parts, if few rows have it: else going by time is quicker."""
+        if not self._has_search or len(q) < 3:
+            return ""
+        phrase = '"{}"'.format(str(_short(q)).replace('"', '""'))
+        with self.reading() as db:
+            query = f"SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?"  # noqa: S608
+            return phrase if len(db.execute(query, (phrase, _FEW + 1)).fetchall()) <= _FEW else ""
 
     def _select(self, table: str, where: _Where, order: tuple[str, str], limit: int) -> list[Mapping[str, Any]]:
         """The last rows of a table in that order, backwards."""
@@ -1095,6 +1122,19 @@ def _take_over(db: Database) -> None:
         head = _append(db, "found", row["session_id"], {name: row[name] for name in _ROW_ENTRIES["found"]})
         ended = row["logout_at"] is not None
         _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
+
+
+def _make_search(db: Database) -> bool:
+    """Make an index of all parts of texts, if SQLite can: it needs FTS5, and 3.34."""
+    try:
+        db.execute("CREATE VIRTUAL TABLE session_search USING fts5(words, session_id UNINDEXED, tokenize = trigram)")
+    except sqlite3.OperationalError:
+        return False
+    options = "content = commands, content_rowid = number, tokenize = trigram"
+    db.execute(f"CREATE VIRTUAL TABLE command_search USING fts5(text, {options})")
+    db.execute("INSERT INTO session_search SELECT words, session_id FROM sessions WHERE logout_at IS NOT NULL")
+    db.execute("INSERT INTO command_search (command_search) VALUES ('rebuild')")
+    return True
 
 
 class _Where:

@@ -81,10 +81,12 @@ def _fill(path: Path, count: int) -> None:
             f"{numbers} INSERT INTO sessions ({', '.join(columns)}) SELECT {values} FROM n, {template}",
             {"open": count // 500},
         )
+        db.execute("INSERT INTO session_search SELECT words, session_id FROM sessions WHERE logout_at IS NOT NULL")
         db.execute(
             f"{numbers} INSERT INTO commands SELECT i, 'id-0', 'user' || (i % 300) || '@example.com',"
             f" {_FIRST_AT} + i, i, 'kubectl get pods --namespace team-' || i, 0 FROM n"
         )
+        db.execute("INSERT INTO command_search (command_search) VALUES ('rebuild')")
 
 
 def _measure_finds(ledger: Ledger, scale: Scale, report: Report) -> None:

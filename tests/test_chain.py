@@ -16,6 +16,8 @@ import pytest
 
 import jumpserver
 from hooks import (
+    Command,
+    CommandQuery,
     HookError,
     Hooks,
     HooksSettings,
@@ -274,6 +276,19 @@ def test_an_older_ledger_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> No
         connection.commit()
     with opened(tmp_path) as own:
         assert len(list(own.entries())) == 3 and faults(own) == []
+
+
+def test_a_ledger_gets_its_index_of_texts_when_it_can_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setattr("hooks._make_search", lambda db: False)
+        with opened(tmp_path) as own:
+            own.login(INFO)
+            own.save([Unfinished(ENDED)])
+            own.add_commands([Command("id-0", 1.0, "kubectl get pods", 0)])
+    for _ in range(2):
+        with opened(tmp_path) as own:
+            assert [info.session_id for info in own.find(SessionQuery(q="shop-0"))] == ["id-0"]
+            assert len(own.commands(CommandQuery(q="get pods"))) == 1
 
 
 # -- where the head is told -------------------------------------------------------------------------------------------

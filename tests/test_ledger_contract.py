@@ -94,10 +94,12 @@ def empty(place: str) -> None:
         connection.execute("CREATE SCHEMA public")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+@pytest.fixture(params=["sqlite", "sqlite without fts5", "postgresql"])
+def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes ledgers, one a server, that share one store; none of them leaves anything."""
-    if request.param == "sqlite":
+    if request.param == "sqlite without fts5":
+        monkeypatch.setattr("hooks._make_search", lambda db: False)
+    if request.param != "postgresql":
 
         def new() -> Ledger:
             return Ledger(tmp_path / "sessions.db")
@@ -398,6 +400,18 @@ def test_pages_follow_each_other_though_sessions_began_at_the_same_time(ledger: 
         pages.append([info.session_id for info in page])
         before = cursor(page[-1])
     assert pages == [["id-6", "id-5", "id-4"], ["id-3", "id-2", "id-1"], ["id-0"]]
+
+
+def test_texts_that_few_and_many_sessions_have_are_found(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hooks._FEW", 3)
+    for number in range(9):
+        ledger.login(session(number, remote_addr="rare" if number in (2, 5) else "common"))
+    ended = [session(number, remote_addr="rare" if number == 2 else "common", **END) for number in range(5)]
+    ledger.save([Unfinished(info) for info in ended])
+    assert found(ledger, q="rare") == ["id-5", "id-2"]
+    assert found(ledger, q="RARE", state="ended") == found(ledger, q="rare", until=1003.0) == ["id-2"]
+    assert found(ledger, q="common", limit=3) == ["id-8", "id-7", "id-6"]
+    assert found(ledger, q='"rare') == found(ledger, q="rare", user="bob") == []
 
 
 # -- ask --------------------------------------------------------------------------------------------------------------
