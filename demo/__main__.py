@@ -26,9 +26,12 @@ import jumpserver
 from demo.cluster import StandIn
 
 LINK_SECONDS = 12 * 3600
+# Typed one after the other: each is a chapter of the recording.
 SAMPLE = (
-    r"printf 'This is a recording.\r\n\033[32mgreen\033[0m \033[1;34mblue\033[0m 容器终端 🚀\r\n'; "
-    r"for i in 1 2 3 4 5; do printf 'line %s\r\n' $i; sleep 0.3; done"
+    r"printf 'This is a recording.\r\n\033[32mgreen\033[0m \033[1;34mblue\033[0m 容器终端 🚀\r\n'",
+    "for i in 1 2 3 4 5; do echo line $i; sleep 0.3; done",
+    "ls /nowhere",
+    "exit",
 )
 
 
@@ -62,10 +65,11 @@ class Links:
 
 
 def record_sample(links: Links) -> None:
-    """Run a short command in the pod through the server, so that there is something to replay."""
-    token = links.token(**links.claims, command=["sh", "-c", SAMPLE])
+    """Run some commands in the pod through the server, so that there is something to replay."""
+    token = links.token(**links.claims)
     url = f"{links.base.replace('http', 'ws', 1)}/ssh?ssh_token={token}&cols=80&rows=24"
     with contextlib.closing(websocket.create_connection(url, 20)) as sock:
+        sock.send(json.dumps({"type": "input", "input": "".join(f"{line}\r" for line in SAMPLE)}))
         while sock.recv_data()[0] != websocket.ABNF.OPCODE_CLOSE:
             pass
 
