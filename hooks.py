@@ -75,6 +75,7 @@ _ANSWER_LIMIT_BYTES = 2 << 20
 _CLOCK_SKEW_SECONDS = 30
 _DENIAL = "the platform does not accept this token; open the terminal again from the platform"
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+_WILDCARD = re.compile(r"[\\%_]")  # of LIKE
 _SURROGATE = re.compile("[\ud800-\udfff]")
 SECRET_MINIMUM_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as the hash
 
@@ -1162,7 +1163,7 @@ class _Where:
     def contains(self, like: str, part: str) -> None:
         """The text that is ``like`` has that part; ``%`` and ``_`` in it stand for themselves."""
         if part:
-            escaped = re.sub(r"([\\%_])", r"\\\1", str(_short(part)))
+            escaped = _WILDCARD.sub(r"\\\g<0>", str(_short(part)))
             self.add(f"{like} ? ESCAPE '\\'", f"%{escaped}%")
 
 

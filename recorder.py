@@ -558,13 +558,15 @@ class ShellMarks:
         if not self._rest and b"\x1b" not in data:
             return []
         data = self._rest + data
-        # One of two bytes ends each; looking for them costs next to nothing.
-        matches = _SHELL_MARK.finditer(data) if b"\x07" in data or b"\\" in data else ()
+        # What it begins with, and one of two bytes that end it: looking for single ones costs next to nothing.
+        may_have = b"]" in data and (b"\x07" in data or b"\\" in data)
+        matches = _SHELL_MARK.finditer(data) if may_have else ()
         found = [mark for match in matches for mark in (_meaning(*match.groups(b"")),) if mark]
-        last = data.rfind(b"\x1b")
-        before = data.rfind(b"\x1b", 0, max(last, 0))  # of one whose end is cut in two
-        starts = [start for start in (before, last) if start >= 0 and _UNFINISHED_MARK.match(data, start)]
-        self._rest = data[starts[0] :] if starts else b""
+        start = data.rfind(b"\x1b", 0, len(data) - 1)  # an ESC at the very end may be half of what ends it
+        if start >= 0 and _UNFINISHED_MARK.match(data, start):
+            self._rest = data[start:]
+        else:
+            self._rest = data[-1:] if data.endswith(b"\x1b") else b""
         return found
 
 
@@ -706,9 +708,11 @@ class Recorder:
             self._event(b"o", escape(text))
         if text != shown:
             self._event(b"b", base64.b64encode(shown))
-        self._last_line = (self._last_line + shown[-_LAST_LINE_BYTES:])[-_LAST_LINE_BYTES:]
-        for mark, value in self._marks.find(shown) if self._marks else ():
-            self._begin_command(value) if mark == "m" else self._tell_end(value)
+        tail = shown[-_LAST_LINE_BYTES:]
+        self._last_line = tail if len(tail) == _LAST_LINE_BYTES else (self._last_line + tail)[-_LAST_LINE_BYTES:]
+        if self._marks:
+            for mark, value in self._marks.find(shown):
+                self._begin_command(value) if mark == "m" else self._tell_end(value)
         return shown
 
     def _begin_command(self, text: str) -> None:

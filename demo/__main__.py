@@ -30,17 +30,20 @@ PLACES = (
     Place("default", "multi", "c2", note="one of two containers"),
     Place("default", "pending", note="does not run: says why"),
 )
+# Typed one after the other: each is a chapter of the recording.
 SAMPLE = (
-    r"printf 'This is a recording.\r\n\033[32mgreen\033[0m \033[1;34mblue\033[0m 容器终端 🚀\r\n'; "
-    r"for i in 1 2 3 4 5; do printf 'line %s\r\n' $i; sleep 0.3; done"
+    r"printf 'This is a recording.\r\n\033[32mgreen\033[0m \033[1;34mblue\033[0m 容器终端 🚀\r\n'",
+    "for i in 1 2 3 4 5; do echo line $i; sleep 0.3; done",
+    "ls /nowhere",
+    "exit 0",
 )
 
 
 def record_sample(platform: Platform, place: Place) -> None:
-    """Run a short command in the pod as alice would, so that there is something to replay."""
-    sample = Place(place.namespace, place.pod, place.container, command=("sh", "-c", SAMPLE))
-    url = platform.terminal_link("alice", sample).replace("http", "ws", 1).replace("/#", "/ssh?")
+    """Run some commands in the pod as alice would, so that there is something to replay."""
+    url = platform.terminal_link("alice", place).replace("http", "ws", 1).replace("/#", "/ssh?")
     with contextlib.closing(websocket.create_connection(f"{url}&cols=80&rows=24", 20)) as sock:
+        sock.send(json.dumps({"type": "input", "input": "".join(f"{line}\r" for line in SAMPLE)}))
         while sock.recv_data()[0] != websocket.ABNF.OPCODE_CLOSE:
             pass
 

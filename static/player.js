@@ -660,4 +660,17 @@ window.addEventListener("hashchange", onLink);
 // What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
-(isLive() ? new LiveView({ showWords, sentence, font: TERMINAL_FONT }).start() : start()).catch(fail);
+// What runs now has chapters, too; there is no way back to them until it has ended.
+function watch() {
+  const chapters = new Chapters(el("chapters"));
+  const live = new LiveView({ showWords, sentence, font: TERMINAL_FONT });
+  live.onchapter = (chapter) => {
+    chapters.add(chapter);
+    chapters.light(chapter.seconds);
+    el("chapters").hidden = isNarrow();
+  };
+  live.ondone = (exitCode) => chapters.done(exitCode);
+  return live.start();
+}
+
+(isLive() ? watch() : start()).catch(fail);

@@ -14,8 +14,8 @@ import pytest
 
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
-from k8s_exec import Target, exec_path, load_kubeconfig, open_shell
-from tests.support import LOOPBACK, WAIT_SECONDS, need_program, nothing_left
+from k8s_exec import Target, exec_path, hang_up, load_kubeconfig, open_shell
+from tests.support import LOOPBACK, WAIT_SECONDS, need_program, nothing_left, wait_until
 
 SESSION = str(uuid.uuid4())
 MARK = re.compile(rb"\x1b\]633;([DE]);([^\x07]*)\x07")
@@ -306,6 +306,27 @@ def test_only_the_pods_own_bash_reports(pod: str, command: tuple[str, ...], want
     output = first_command(pod, reports=wanted, command=command)
     assert b"ab\r\n" in output
     assert [code for code, _ in MARK.findall(output)] == ([b"E"] if told else [])
+
+
+@pytest.mark.parametrize("keys", ["", "sleep 1000\r", "sleep 1000 &\r"], ids=ascii)
+def test_a_shell_that_reports_can_be_hung_up_and_left(keys: str) -> None:
+    with StandIn() as cluster:
+        target = Target(load_kubeconfig(cluster.kubeconfig(), trust=LOOPBACK), "default", "demo")
+        for leave in (False, True):
+            shell = open_shell(target, SESSION, (), "", (80, 24), timeout=WAIT_SECONDS, reports=True)
+            shell.pod.write(f"echo a''b\r{keys}".encode())
+            output = b""
+            while b"ab\r\n" not in output:
+                output += shell.pod.read()
+            if keys:
+                wait_until(lambda: len(cluster.processes()) == 2, "sleep")
+            if leave:
+                assert shell.pod.leave(WAIT_SECONDS)
+            else:
+                assert hang_up(target, SESSION, shell.program, timeout=WAIT_SECONDS).count == (2 if keys else 1)
+            shell.pod.close()
+            if not leave:
+                wait_until(lambda: not cluster.processes(), "an empty pod")
 
 
 def test_the_request_stays_far_below_what_proxies_take() -> None:

@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from playwright.sync_api import Page, expect
 
 import recorder
 from demo.cluster import StandIn
 from hooks import CommandQuery, Hooks, Ledger
 from recorder import RecordedCommand, Recorder, RecordError, ShellMarks, recorded_commands
+from tests.conftest import WAIT_MS
 from tests.support import Installation, Program, RunningServer, Terminal, newest, nothing_left, wait_until
+from tests.test_pages import SCREEN_TEXT, open_terminal, phase, wait_for_text
 
 
 def begin(text: str) -> bytes:
@@ -308,3 +311,24 @@ def test_commands_can_be_turned_off_for_new_sessions(cluster: StandIn, tmp_path:
             assert b"633;" not in after.output
         run(before, "true")
         wait_until(lambda: known(server) == [("true", 0), ("true", 0)], "the commands")
+
+
+# -- the pages -------------------------------------------------------------------------------------------------------
+
+
+def test_neither_terminal_nor_player_shows_anything_of_the_reports(server: RunningServer, page: Page) -> None:
+    """Marks of OSC 633 and 133, with both ends."""
+    open_terminal(page, server.terminal_url())
+    wait_for_text(page, "ready> ")
+    page.keyboard.type("printf '\\e]133;D;0\\a\\e]133;C;cmdline_url=ls\\e\\\\sh''own\\n'\n")
+    wait_for_text(page, "\nshown\nready> ")
+    screen = page.evaluate(f"() => ({SCREEN_TEXT})(200)")
+    assert screen.startswith("ready> printf ") and "633" not in screen
+    page.keyboard.type("exit\n")
+    phase(page, "ended")
+    page.goto(server.player_url(server.recordings()[-1]))
+    page.get_by_label("Speed").select_option("8")
+    shown = page.locator("#player .ap-term")
+    expect(shown).to_contain_text("shown", timeout=WAIT_MS)
+    expect(shown).not_to_contain_text("633")
+    expect(page.locator("#player .ap-marker").first).to_be_attached()

@@ -17,6 +17,7 @@ import pytest
 import websocket
 
 from demo.pods import processes_in
+from recorder import recorded_commands
 from tests.support import Terminal, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,13 @@ def test_nothing_stays_of_a_demo_that_is_ended_while_it_starts(demo: Demo) -> No
 
 def test_a_sample_is_recorded(demo: Demo) -> None:
     demo.wait_for(r"logout session=(\S+) user=alice pod=default/demo \S+ .* exit=0 ")
+
+
+def test_the_sample_has_chapters(demo: Demo) -> None:
+    demo.wait_for(r"logout session=(\S+) user=alice ")
+    (recording,) = demo.folder.rglob("*.cast")
+    chapters = [(command.text.split()[0], command.exit_code) for command in recorded_commands(recording)]
+    assert chapters[:2] == [("printf", 0), ("for", 0)] and chapters[2][1] != 0 and chapters[3:] == [("exit", None)]
 
 
 def test_its_pod_finds_what_the_host_has_and_nothing_of_its_home(demo: Demo) -> None:

@@ -520,6 +520,8 @@ FLAT = {
     "size": None,
     "sha256": "",
     "hung_up": None,
+    "server": "",
+    "chain": "",
 }
 ENDED = replace(
     INFO, logout_at=1010.0, reason="it ended", exit_code=3, bytes_out=500, bytes_in=20, size=900, sha256="ab" * 32
