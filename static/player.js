@@ -327,7 +327,7 @@ function takeLink() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   for (const name of ["filename", "token"]) state[name] = fragment.get(name) || query.get(name) || "";
   // A token in the query would be sent, and logged, with every reload; a fragment stays in the browser.
-  const link = new URLSearchParams({ filename: state.filename, token: state.token });
+  const link = new URLSearchParams({ filename: state.filename, token: state.token, ...(isLive() && { live: "1" }) });
   if (location.search) history.replaceState(null, "", `${location.pathname}#${link}`);
 }
 
@@ -350,9 +350,14 @@ async function start() {
   el("player").querySelector(".ap-wrapper").focus({ preventScroll: true });
 }
 
+async function watch() {
+  takeLink();
+  await new LiveView(state, { showWords, sentence, font: TERMINAL_FONT }).start();
+}
+
 el("stuck").remove();
 window.addEventListener("hashchange", () => location.reload());
 // What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
-(isLive() ? new LiveView({ showWords, sentence, font: TERMINAL_FONT }).start() : start()).catch(fail);
+(isLive() ? watch() : start()).catch(fail);
