@@ -13,11 +13,7 @@ const BADGES = { connecting: "Connecting", live: "Live", lost: "Reconnecting", e
 const el = (id) => document.getElementById(id);
 
 export function isLive() {
-  return parameters().get("live") === "1";
-}
-
-function parameters() {
-  return new URLSearchParams([...new URLSearchParams(location.search), ...new URLSearchParams(location.hash.slice(1))]);
+  return [location.search, location.hash].some((part) => new URLSearchParams(part.slice(1)).get("live") === "1");
 }
 
 // `again`: whether it may be another answer later.
@@ -28,7 +24,7 @@ class Refusal extends Error {
   }
 }
 
-// `page`: showWords(title, text), sentence(text), and font, the terminal's.
+// `link`: {filename, token}. `page`: showWords(title, text), sentence(text), and font, the terminal's.
 export class LiveView {
   onchapter = () => {}; // called with {seconds, label}: a command began, or the server says something
   ondone = () => {}; // called with the exit code of the last command
@@ -45,13 +41,10 @@ export class LiveView {
   #askAt = Infinity; // when the server is asked again, by performance.now()
   #ticking = 0;
 
-  constructor(page) {
+  constructor({ filename, token }, page) {
+    this.#filename = filename;
+    this.#token = token;
     this.#page = page;
-    this.#filename = parameters().get("filename") ?? "";
-    this.#token = parameters().get("token") ?? "";
-    // A token in the query would be sent, and logged, with every reload; a fragment stays in the browser.
-    const link = new URLSearchParams({ filename: this.#filename, token: this.#token, live: "1" });
-    if (location.search) history.replaceState(null, "", `${location.pathname}#${link}`);
   }
 
   async start() {

@@ -661,9 +661,9 @@ window.addEventListener("hashchange", onLink);
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
 // What runs now has chapters, too; there is no way back to them until it has ended.
-function watch() {
+async function watch() {
   const chapters = new Chapters(el("chapters"));
-  const live = new LiveView({ showWords, sentence, font: TERMINAL_FONT });
+  const live = new LiveView(takeLink(), { showWords, sentence, font: TERMINAL_FONT });
   live.onchapter = (chapter) => {
     chapters.add(chapter);
     chapters.light(chapter.seconds);
