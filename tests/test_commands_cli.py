@@ -99,7 +99,7 @@ def test_commands_are_printed_as_chosen_the_newest_first(
 
 def test_commands_come_page_by_page(config: Path, ledger: hooks.Ledger) -> None:
     ledger.open()
-    ledger.add_commands(hooks.Command("a", float(number), f"command {number}", 0) for number in range(1200))
+    ledger.add_commands(hooks.Command("a", number + 0.5, f"command {number}", 0) for number in range(1200))
     ledger.close()
     done = run_program("commands", "command", "-jumpserver", config)
     assert [line.split(" ")[-1] for line in done.stdout.splitlines()] == [str(n) for n in reversed(range(1200))]
@@ -107,7 +107,7 @@ def test_commands_come_page_by_page(config: Path, ledger: hooks.Ledger) -> None:
 
 def test_who_reads_no_further_ends_a_command_without_a_word(config: Path, ledger: hooks.Ledger) -> None:
     ledger.open()
-    ledger.add_commands(hooks.Command("a", 1.0, "x" * 1000, 0) for _ in range(1000))
+    ledger.add_commands(hooks.Command("a", number + 0.5, "x" * 1000, 0) for number in range(1000))
     ledger.close()
     command = [sys.executable, str(PROGRAM), "commands", "-jumpserver", str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
@@ -119,7 +119,7 @@ def test_who_reads_no_further_ends_a_command_without_a_word(config: Path, ledger
 
 def test_a_locale_that_cannot_say_something_escapes_it(config: Path, ledger: hooks.Ledger) -> None:
     ledger.open()
-    ledger.add_commands([hooks.Command("a", 1.0, "echo 日本", 0)])
+    ledger.add_commands([hooks.Command("a", 1.5, "echo 日本", 0)])
     ledger.close()
     command = [sys.executable, str(PROGRAM), "commands", "echo", "-jumpserver", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONIOENCODING": "ascii"}, timeout=20)

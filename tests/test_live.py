@@ -37,7 +37,7 @@ from tests.test_nginx import SHIPPED, SHORTEST, behind_nginx
 
 OFFERED = ["v1.alis", "v2.asciicast", "v3.asciicast", "raw"]  # by asciinema-player 3.18
 PLAIN = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
-FLOOD = ["sh", "-c", "stty raw -echo; echo ready; read go; seq 600000; echo over; exec cat"]
+FLOOD = ["sh", "-c", 'stty raw -echo; echo ready; read count; seq "$count"; echo over; exec cat']
 
 
 class Watcher:
@@ -248,7 +248,7 @@ def test_without_the_ledger_nothing_is_shown(server: RunningServer, terminal: Te
         status, reason = refusal(server, url)
         connection.execute("ROLLBACK")
     assert status == 503 and "ledger" in reason
-    assert len(server.server.watchers) == 0
+    wait_until(lambda: len(server.server.watchers) == 0, "the place")
 
 
 def test_a_slow_watcher_is_dropped_so_that_it_comes_back_and_the_session_goes_on(
@@ -260,7 +260,7 @@ def test_a_slow_watcher_is_dropped_so_that_it_comes_back_and_the_session_goes_on
         terminal.wait_for("ready")
         with watch(server, sockopt=narrow) as watcher:
             watcher.step()
-            terminal.type("go\r\n")
+            terminal.type("2000000\n")  # far more than fits between a server and a client that takes nothing
             terminal.wait_for("over")  # the session has printed all of it, while nothing was taken here
             assert watcher.wait_end() == 1013
         terminal.type("still here")
@@ -278,7 +278,7 @@ def test_one_that_keeps_up_sees_the_end_of_a_flood_without_coming_back(
         terminal.wait_for("ready")
         with watch(server) as watcher:
             watcher.wait_for("ready")
-            terminal.type("go\r\n")
+            terminal.type("600000\n")
             terminal.wait_for("over")
             watcher.wait_for("599999\n600000\nover\n")
 
@@ -442,7 +442,7 @@ def test_a_page_can_ask_before_it_watches(server: RunningServer) -> None:
         end_shell(terminal)
     server.wait_settled()
     assert asked()["running"] is False
-    assert [entry.kind for entry in server.hooks.ledger.entries()] == ["login", "logout"]
+    assert "watch" not in {entry.kind for entry in server.hooks.ledger.entries()}
 
 
 @pytest.mark.parametrize("site", [SHORTEST, SHIPPED], ids=["shortest", "shipped"])

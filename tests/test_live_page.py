@@ -123,7 +123,7 @@ def test_who_may_not_watch_any_more_is_told_so(server: RunningServer, terminal: 
 @pytest.mark.parametrize(
     ("scope", "claims", "words"),
     [
-        ("play", {}, "This link does not allow to watch."),
+        ("play", {}, "This link does not allow to watch; it needs the scope watch or audit."),
         ("watch", {"filename": "other.cast"}, "This link is for another recording."),
         ("watch", {"exp": 1}, "This link has expired"),
     ],
