@@ -1468,7 +1468,7 @@ class _Call:
     name: str
     run: Callable[[], bool]  # whether it is done, or of no use to try again
     peer: str
-    at_once: int = _CALLS_A_PEER
+    at_once: int = field(default_factory=lambda: _CALLS_A_PEER)
     may_wait: bool = False  # for the next server, when this one ends
     tries: int = 0
     due: float = 0.0  # monotonic
