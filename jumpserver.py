@@ -602,7 +602,6 @@ FETCH_FAILED = End("this recording cannot be fetched now; try again later", INTE
 HOOK_FAILED = End("the server could not check this with the platform; try again later", INTERNAL)
 SERVER_FAULT = End("the server met an error of its own; its log has the details", INTERNAL)
 NO_DESCRIPTORS = End("the server has as many files and connections open as it may; try again later", BUSY)
-NOT_IN_LEDGER = "the ledger cannot be read or written now, and nothing goes on without it; try again later"
 NOT_UNDERSTOOD = End("the browser sent a message that is not understood", BAD_REQUEST)
 
 

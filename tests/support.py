@@ -229,6 +229,22 @@ def another_server(folder: Path, cluster: StandIn, **options: Any) -> Iterator[R
         running.stop()
 
 
+@contextlib.contextmanager
+def running(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
+    """A server of which nothing is left at the end."""
+    with nothing_left(), another_server(folder, cluster, **options) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def opened_ledger(folder: Path) -> Iterator[hooks.Ledger]:
+    """The ledger in that folder, beside those of servers."""
+    ledger = hooks.Ledger(folder / "sessions.db")
+    ledger.open()
+    with contextlib.closing(ledger):
+        yield ledger
+
+
 class Program(Installation):
     """A jumpserver in a process of its own."""
 

@@ -31,7 +31,7 @@ from hooks import (
     Unfinished,
 )
 from recorder import RecordFolder
-from tests.support import nothing_left, wait_until
+from tests.support import nothing_left, opened_ledger, wait_until
 
 INFO = SessionInfo("id-0", "/records/id-0.cast", TokenAuthData("web", "shop-0", user="alice"), "10.0.0.9", 1000.5)
 ENDED = replace(INFO, logout_at=1010.0, reason="it ended", exit_code=0, size=900, sha256="ab" * 32)
@@ -45,14 +45,6 @@ def _nothing_left() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Ledger]:
-    ledger = Ledger(folder / "sessions.db")
-    ledger.open()
-    with contextlib.closing(ledger):
-        yield ledger
-
-
-@contextlib.contextmanager
 def database(folder: Path) -> Iterator[sqlite3.Connection]:
     """The file as an intruder has it."""
     with contextlib.closing(sqlite3.connect(folder / "sessions.db")) as connection, connection:
@@ -63,7 +55,7 @@ def database(folder: Path) -> Iterator[sqlite3.Connection]:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     """Three sessions, of which two have ended; entries 1 to 3, 5 and 6 are theirs, 4 is a replay."""
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         for number in range(3):
             own.login(replace(INFO, session_id=f"id-{number}", login_at=1000.0 + number))
         own.append("play", "id-0", by="eve")
@@ -222,7 +214,7 @@ def test_a_chain_that_was_written_anew_is_found_with_a_head_only(ledger: Ledger,
 
 
 def test_an_empty_ledger_proves_nothing(tmp_path: Path) -> None:
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         assert faults(own) == ["the chain is empty"]
 
 
@@ -248,12 +240,12 @@ def test_the_sessions_of_an_older_ledger_become_entries_once(tmp_path: Path, tex
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
         connection.executescript(text.read_text())
     for _ in range(2):
-        with opened(tmp_path) as own:
+        with opened_ledger(tmp_path) as own:
             entries = list(own.entries())
             assert {entry.kind for entry in entries} == {"found"}
             assert sorted(entry.session_id[7] for entry in entries) == ["1", "2", "3"][: len(entries)]
             assert faults(own) == []
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         adopted = own.adopt()
         assert [each.info.chain for each in adopted if each.info.logout_at] in ([], [entries[1].head])
         lost = next(each for each in adopted if each.info.logout_at is None)
@@ -269,24 +261,24 @@ def test_an_older_ledger_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> No
         fails = "BEFORE UPDATE ON sessions WHEN NEW.filename = x'ff' BEGIN SELECT RAISE(ABORT, 'no'); END"
         connection.execute(f"CREATE TRIGGER fails {fails}")
         connection.commit()
-        with pytest.raises(LedgerError, match="no"), opened(tmp_path):
+        with pytest.raises(LedgerError, match="no"), opened_ledger(tmp_path):
             pass
         connection.execute("DROP TRIGGER fails")
         connection.execute("UPDATE sessions SET filename = '3.cast' WHERE filename = x'ff'")
         connection.commit()
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         assert len(list(own.entries())) == 3 and faults(own) == []
 
 
 def test_a_ledger_gets_its_index_of_texts_when_it_can_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as without:
         without.setattr("hooks._make_search", lambda db: False)
-        with opened(tmp_path) as own:
+        with opened_ledger(tmp_path) as own:
             own.login(INFO)
             own.save([Unfinished(ENDED)])
             own.add_commands([Command("id-0", 1.0, "kubectl get pods", 0)])
     for _ in range(2):
-        with opened(tmp_path) as own:
+        with opened_ledger(tmp_path) as own:
             assert [info.session_id for info in own.find(SessionQuery(q="shop-0"))] == ["id-0"]
             assert len(own.commands(CommandQuery(q="get pods"))) == 1
 

@@ -20,7 +20,6 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -37,8 +36,8 @@ from tests.support import (
     RunningServer,
     end_shell,
     fill_up,
-    nothing_left,
     run_program,
+    running,
     small_disk,
     wait_until,
 )
@@ -49,16 +48,6 @@ COMPRESS = "compress = true\n"
 
 def never() -> bool:
     return False
-
-
-@contextlib.contextmanager
-def running(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
-    with nothing_left():
-        server = RunningServer(folder, cluster, **options)
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture

@@ -33,19 +33,10 @@ from tests.support import (
     answer_of,
     fill_up,
     nothing_left,
+    running,
     small_disk,
     wait_until,
 )
-
-
-@contextlib.contextmanager
-def running(folder: Path, cluster: StandIn, **options: Any) -> Iterator[RunningServer]:
-    with nothing_left():
-        server = RunningServer(folder, cluster, **options)
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from hooks import Denied, Ledger, LedgerError, SessionInfo, TokenAuthData, Unfinished
-from tests.support import fill_up, nothing_left, small_disk, wait_until
+from tests.support import fill_up, nothing_left, opened_ledger, small_disk, wait_until
 
 KUBECONFIG = "apiVersion: v1\n"
 AUTH = TokenAuthData("web", "shop-0", "main", KUBECONFIG, "alice", ("sh", "-i"), {"ticket": "T-1"}, "/srv", "hello")
@@ -44,19 +44,9 @@ def _nothing_left() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Ledger]:
-    ledger = Ledger(folder / "sessions.db")
-    ledger.open()
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         yield own
 
 
@@ -151,12 +141,12 @@ def test_odd_text_does_not_keep_a_session_out_of_the_ledger(ledger: Ledger, tmp_
 
 
 def test_what_a_dead_server_left_open_is_taken_over_once(tmp_path: Path) -> None:
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         own.login(INFO)
         own.login(replace(INFO, session_id="id-2", filename="/records/id-2.cast"))
         own.login(replace(INFO, session_id="id-3"))
         own.save([DONE, Unfinished(replace(ENDED, session_id="id-3"), tell=True, hang_up=False)])
-    with opened(tmp_path) as again, opened(tmp_path) as other:
+    with opened_ledger(tmp_path) as again, opened_ledger(tmp_path) as other:
         lost, untold = sorted(again.adopt(), key=lambda session: session.info.session_id)
         assert again.adopt() == other.adopt() == []
     assert (lost.info.session_id, lost.info.logout_at, lost.tell, lost.hang_up) == ("id-2", None, True, True)
@@ -179,16 +169,16 @@ def test_what_a_dead_server_left_open_is_taken_over_once(tmp_path: Path) -> None
 def test_a_lost_session_says_where_its_kubeconfig_is(
     tmp_path: Path, auth: TokenAuthData, with_token: bool, cluster: str
 ) -> None:
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         own.login(replace(INFO, auth=auth))
-    with opened(tmp_path) as again:
+    with opened_ledger(tmp_path) as again:
         (lost,) = again.adopt()
     assert (lost.with_token, lost.info.auth.cluster, lost.info.auth.directory) == (with_token, cluster, "/srv")
 
 
 def test_the_rows_of_another_server_that_lives_stay_open(ledger: Ledger, tmp_path: Path) -> None:
     ledger.login(INFO)
-    with opened(tmp_path) as other:
+    with opened_ledger(tmp_path) as other:
         assert other.adopt() == []
     assert rows(tmp_path)[0]["logout_at"] is None
     ledger.close()
@@ -200,7 +190,7 @@ def test_a_removed_sign_of_life_comes_back(ledger: Ledger, tmp_path: Path) -> No
     for file in tmp_path.glob("*.alive"):
         file.unlink()
     assert ledger.adopt() == []
-    with opened(tmp_path) as other:
+    with opened_ledger(tmp_path) as other:
         assert other.adopt() == []
 
 
@@ -257,13 +247,13 @@ def test_servers_may_start_together(tmp_path: Path) -> None:
 
 def test_of_several_dead_servers_all_is_taken_over_or_nothing(tmp_path: Path) -> None:
     for number in range(3):
-        with opened(tmp_path) as own:
+        with opened_ledger(tmp_path) as own:
             own.login(replace(INFO, session_id=f"id-{number}"))
     second_fails = (
         "CREATE TRIGGER second BEFORE UPDATE ON sessions WHEN (SELECT 1 FROM sessions WHERE server = NEW.server)"
         " BEGIN SELECT RAISE(ABORT, 'not now'); END"
     )
-    with opened(tmp_path) as again, contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
+    with opened_ledger(tmp_path) as again, contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
         connection.execute(second_fails)
         with pytest.raises(LedgerError, match="not now"):
             again.adopt()
@@ -288,7 +278,7 @@ OLD = OLD_SCHEMA % (", server TEXT NOT NULL", ", server", ", 'dead'")
 def test_the_ledger_of_an_older_version_is_taken_over(tmp_path: Path, schema: str) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
         connection.executescript(schema)
-    with opened(tmp_path) as own:
+    with opened_ledger(tmp_path) as own:
         (lost,) = own.adopt()
         assert (lost.info.filename, lost.info.logout_at, lost.with_token) == ("/records/old.cast", None, True)
         own.login(INFO)
@@ -383,7 +373,7 @@ def test_a_ledger_that_is_no_longer_at_its_path_takes_nothing(ledger: Ledger, tm
 
 def test_a_full_disk_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "small"
-    with small_disk(folder), opened(folder) as own:
+    with small_disk(folder), opened_ledger(folder) as own:
         for refused in (own.check, functools.partial(own.login, INFO)):
             with pytest.raises(LedgerError, match="less than 16 MiB"):
                 refused()
@@ -406,7 +396,7 @@ def test_a_ledger_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_the_ledger_is_closed_to_others(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
-        with opened(tmp_path) as own:
+        with opened_ledger(tmp_path) as own:
             own.login(INFO)
             assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("sessions.db*")} == {0o640}
     finally:
