@@ -702,12 +702,13 @@ def _nothing_left(started: dict[str, StandIn]) -> Iterator[None]:
 
 
 def clear(standin: StandIn) -> None:
-    """End what an "old" cluster leaves running."""
+    """End what an "old" cluster leaves running, and take away the file that tells a program to go on."""
     for pid in standin.shells():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     standin.wait_until(lambda: not standin.shells())
     standin.execs.clear()
+    (standin.home() / "go").unlink(missing_ok=True)
 
 
 @pytest.fixture(params=["new", "old"])
@@ -973,7 +974,6 @@ def test_output_comes_while_input_waits(standin: StandIn, monkeypatch: pytest.Mo
         (standin.home() / "go").touch()
         assert read_until(pod, b"there") == b"there"
         assert not pod.wait_for_room(0, 0)
-        (standin.home() / "go").unlink()
 
 
 @pytest.mark.parametrize("how", [PodExec.abort, PodExec.close])
