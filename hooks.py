@@ -24,8 +24,10 @@ import hmac
 import http.client
 import importlib.util
 import inspect
+import itertools
 import json
 import logging
+import operator
 import os
 import re
 import socket
@@ -42,15 +44,22 @@ from pathlib import Path
 from typing import Any, Callable, Protocol
 
 __all__ = [
+    "Ask",
+    "Command",
+    "CommandQuery",
     "Denied",
+    "Entry",
     "HookError",
     "Hooks",
     "HooksSettings",
     "Keeper",
     "Ledger",
     "LedgerError",
+    "Proof",
     "SessionInfo",
+    "SessionQuery",
     "TokenAuthData",
+    "cursor",
     "load_hooks",
     "log_event",
 ]
@@ -119,6 +128,8 @@ class SessionInfo:
     sha256: str = ""  # of the recording
     hung_up: int | None = None  # processes that the session left in the pod and were ended; None: not checked
     cluster: str = ""  # its name under [Clusters], else the host of its API server
+    server: str = ""  # the process whose session it is, as Ledger.server
+    chain: str = ""  # the head of the ledger's chain after its logout
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the kubeconfig, ``reusable`` and the limits, as one flat JSON object."""
@@ -146,7 +157,12 @@ class Hooks:
 
     def __init__(self, settings: HooksSettings) -> None:
         self.settings = settings
-        self.ledger = Ledger(settings.db)  # written by the server itself, whatever the hooks below do
+        self.ledger = self.make_ledger(settings)  # written by the server itself, whatever the hooks below do
+
+    @staticmethod
+    def make_ledger(settings: HooksSettings) -> Ledger:
+        """The ledger, not opened yet. Put another in its place that keeps the contract of ``Ledger``."""
+        return Ledger(settings.db)
 
     def open(self) -> None:
         """Called once, before the server listens."""
@@ -443,25 +459,66 @@ def _log_value(value: object) -> str:
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, user TEXT NOT NULL, namespace TEXT NOT NULL,
-    pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at REAL NOT NULL,
-    logout_at REAL, reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, bytes_out INTEGER, bytes_in INTEGER,
-    sha256 TEXT, hung_up INTEGER);
-CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at REAL NOT NULL);
+    session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, "user" TEXT NOT NULL, namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at DOUBLE PRECISION NOT NULL,
+    logout_at DOUBLE PRECISION, reason TEXT NOT NULL DEFAULT '', exit_code BIGINT, bytes_out BIGINT, bytes_in BIGINT,
+    sha256 TEXT, hung_up BIGINT);
+CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
+CREATE TABLE IF NOT EXISTS entries (
+    number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
+    json TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS asked (
+    session_id TEXT NOT NULL, what TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (session_id, what, "by"));
+CREATE TABLE IF NOT EXISTS commands (
+    number INTEGER PRIMARY KEY, session_id TEXT NOT NULL, "user" TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
+    seconds DOUBLE PRECISION NOT NULL, text TEXT NOT NULL, exit_code BIGINT);
 """
 # Later than the first version: what a ledger may lack.
 _NEWER_COLUMNS = {
     "server": "TEXT NOT NULL DEFAULT ''",
     "cluster": "TEXT NOT NULL DEFAULT ''",
-    "size": "INTEGER",
+    "size": "BIGINT",
     "todo": "INTEGER NOT NULL DEFAULT 0",  # of an ended session: _TELL, _HANG_UP
     "info": "TEXT",  # what on_logout is told and no column holds, until nothing is left to do
+    "chain": "TEXT NOT NULL DEFAULT ''",  # the head after its logout
+    "words": "TEXT NOT NULL DEFAULT ''",  # what a search looks at: _words
 }
 _TELL, _HANG_UP = 1, 2
 _UNFINISHED = "(logout_at IS NULL OR todo > 0)"
-_UNFINISHED_SERVERS = f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}"  # noqa: S608
-_INDEX = f"CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED}"
+_INDEXES = f"""
+CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED};
+CREATE INDEX IF NOT EXISTS open_sessions ON sessions (login_at, session_id) WHERE logout_at IS NULL;
+CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id, words);
+CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions ("user", login_at, session_id);
+CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
+CREATE INDEX IF NOT EXISTS sessions_of_pod ON sessions (pod_name, login_at, session_id);
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
+CREATE INDEX IF NOT EXISTS commands_in_time ON commands (time, number, text);
+CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text);
+"""
+_AT_LOGIN = (
+    *("filename", "user", "namespace", "pod_name", "container_name"),
+    *("remote_addr", "login_at", "cluster", "server"),
+)
+_AT_LOGOUT = (
+    *("container_name", "logout_at", "reason", "exit_code", "bytes_out", "bytes_in"),
+    *("size", "sha256", "hung_up"),
+)
+_NOT_ENDED = {**dict.fromkeys(_AT_LOGOUT), "reason": "", "chain": ""}
+# What the kinds of entries say of a session's row, the later ones in place of the earlier ones.
+_ROW_ENTRIES = {
+    "found": _AT_LOGIN + _AT_LOGOUT,
+    "login": _AT_LOGIN,
+    "logout": _AT_LOGOUT,
+    "amended": _AT_LOGOUT,
+    "adopted": ("server",),
+}
+_SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remote_addr", "reason")
+_NO_DIGEST = "0" * 64  # stands before the first entry
+_PAGE_ROWS = 1000  # read at a time
+_ENTRY_LIMIT_CHARACTERS = 4096  # of a text that others hand in for an entry
 _LOCKED_SECONDS = 0.5  # for a file that another process has locked
 _STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
 _ALONE_SECONDS = 5.0
@@ -480,11 +537,89 @@ class Unfinished:
     with_token: bool = False  # its kubeconfig came with its token, and so is gone
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the chain. Its digest is that of the entry before and all of this one: see ``chain_digest``."""
+
+    number: int  # from 1, without gaps
+    time: float  # Unix seconds
+    kind: str
+    session_id: str  # empty: of no session
+    values: Mapping[str, Any]
+    digest: str  # SHA-256 in hex
+    text: str = field(default="", repr=False)  # the values as they stand in the chain, JSON
+
+    @property
+    def head(self) -> str:
+        """The chain up to here in one word: ``<number>:<digest>``."""
+        return f"{self.number}:{self.digest}"
+
+    def follows(self, before: Entry) -> bool:
+        """Whether it stands behind that one, and all of it is as it was written."""
+        said = chain_digest(before.digest, self.number, self.time, self.kind, self.session_id, self.text)
+        return self.number == before.number + 1 and self.digest == said
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one server, or one person through it, wants of a session of another: "end" or "watch"."""
+
+    session_id: str
+    what: str
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that a session's shell reported, and how it ended (None: not known)."""
+
+    session_id: str
+    seconds: float  # since the start of the recording
+    text: str
+    exit_code: int | None
+    number: int = field(default=0, compare=False)  # of its row, once it has one
+
+
+@dataclass(frozen=True)
+class SessionQuery:
+    """Which sessions to find; what is empty or None does not matter. Times are those of the login, Unix seconds."""
+
+    state: str = ""  # "open" or "ended"
+    user: str = ""
+    namespace: str = ""
+    pod: str = ""
+    since: float | None = None
+    until: float | None = None  # and not later
+    q: str = ""  # part of user, pod, namespace, container, cluster, address or reason, in upper or lower case
+    before: str = ""  # the cursor of the last one of the page before
+    limit: int = 50
+
+
+@dataclass(frozen=True)
+class CommandQuery:
+    """Which commands to find, as ``SessionQuery``; the times are their own, and ``q`` is a part of their text."""
+
+    q: str = ""
+    user: str = ""
+    since: float | None = None
+    until: float | None = None
+    before: str = ""
+    limit: int = 50
+
+
+def cursor(last: SessionInfo | Command) -> str:
+    """What a query's ``before`` says to go on behind this one. One that the ledger does not know finds nothing."""
+    return last.session_id if isinstance(last, SessionInfo) else str(last.number)
+
+
 class Ledger:
     """The sessions of one or several servers on this host in SQLite: a row at login, completed at logout. Any thread.
 
-    Also remembers which one-use tokens are spent. Every method takes about a second at most, and raises LedgerError
-    when another process keeps the file locked, when it cannot be written, or when it is not the one that was opened.
+    What matters is also an entry in a chain, each with a digest over itself and the one before, so that nobody changes
+    the past unseen. Also remembers which one-use tokens are spent. Every method takes about a second at most, and
+    raises LedgerError when another process keeps the file locked, when it cannot be written, or when it is not the one
+    that was opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -532,13 +667,25 @@ class Ledger:
             self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._connection.row_factory = sqlite3.Row
+        is_chained = bool(list(self._connection.execute("PRAGMA table_info(entries)")))
         self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
-        there = {row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")}
+        there = {row["name"] for row in self._connection.execute("PRAGMA table_info(sessions)")}
         for name, kind in _NEWER_COLUMNS.items():
             if name not in there:
                 self._connection.execute(f"ALTER TABLE sessions ADD COLUMN {name} {kind}")
-        self._connection.execute(_INDEX)
+        self._connection.executescript(_INDEXES)
         self._identity = _identity(self.path)  # the write-ahead log is there by now, and stays while it is open
+        if not is_chained:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """The sessions of a ledger that had no chain yet become entries of it, as they were found."""
+        with self._transaction() as db:
+            for row in map(dict, db.execute("SELECT * FROM sessions ORDER BY login_at, session_id").fetchall()):
+                found = {name: row[name] for name in (*_AT_LOGIN, *_AT_LOGOUT)}
+                head = _append(db, "found", row["session_id"], found)
+                ended = row["logout_at"] is not None
+                _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
 
     def _say_alive(self) -> None:
         self._fall_silent()
@@ -591,18 +738,12 @@ class Ledger:
         """Write the row of a session that begins."""
         auth = info.auth
         with_token = bool(auth.cluster_cfg) and auth.cluster_file is None
-        row = {name: getattr(auth, name) for name in ("user", "namespace", "pod_name", "container_name")}
-        row.update(
-            {name: getattr(info, name) for name in ("session_id", "filename", "remote_addr", "login_at", "cluster")}
-        )
-        row["server"] = self.server
-        row["info"] = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
+        row = _columns(replace(info, server=self.server), _AT_LOGIN)
+        kept = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
         with self._transaction() as db:
             self._need_room()
-            db.execute(
-                f"INSERT INTO sessions ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
-                [_storable(value) for value in row.values()],
-            )
+            _insert(db, "sessions", {**row, "session_id": info.session_id, "info": kept, "words": _words(row)})
+            _append(db, "login", info.session_id, row)
 
     def is_open(self, session_id: str) -> bool:
         """Whether the session has begun and not ended, on whatever server."""
@@ -610,19 +751,28 @@ class Ledger:
             query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
             return db.execute(query, (_storable(session_id),)).fetchone() is not None
 
-    def save(self, sessions: Iterable[Unfinished]) -> None:
-        """Write what is known of sessions that have ended, and what is still to be done about them: all or none."""
+    def save(self, sessions: Iterable[Unfinished]) -> list[str]:
+        """Write what is known of sessions that have ended, and what is still to be done about them: all or none.
+
+        Returns the head of the chain after the logout of each.
+        """
         with self._transaction() as db:
-            for session in sessions:
-                info, todo = session.info, _TELL * session.tell | _HANG_UP * session.hang_up
-                names = ("logout_at", "reason", "exit_code", "bytes_out", "bytes_in", "size", "sha256", "hung_up")
-                row = {name: getattr(info, name) for name in names}
-                row.update(container_name=info.auth.container_name, todo=todo)
-                db.execute(
-                    f"UPDATE sessions SET {', '.join(f'{name} = ?' for name in row)},"  # noqa: S608
-                    " info = CASE WHEN ? THEN info END WHERE session_id = ?",
-                    [*(_storable(value) for value in row.values()), todo, info.session_id],
-                )
+            return [self._save(db, session) for session in sessions]
+
+    def _save(self, db: sqlite3.Connection, session: Unfinished) -> str:
+        session_id = session.info.session_id
+        before = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)))
+        row, chain = _columns(session.info, _AT_LOGOUT), str(before.get("chain", ""))
+        changed = {name: value for name, value in row.items() if value != before.get(name)}
+        if before.get("logout_at") is None:
+            chain = _append(db, "logout", session_id, row)
+            db.execute("DELETE FROM asked WHERE session_id = ?", (session_id,))
+        elif changed:
+            _append(db, "amended", session_id, changed)
+        todo = _TELL * session.tell | _HANG_UP * session.hang_up
+        row.update(chain=chain, words=_words({**before, **row}), todo=todo, info=before.get("info") if todo else None)
+        _update(db, session_id, row)
+        return chain
 
     def adopt(self) -> list[Unfinished]:
         """Take over what servers that have died left unfinished: from now on it is this server's."""
@@ -631,7 +781,8 @@ class Ledger:
                 if not self._life_file(self.server).exists():  # somebody has removed it
                     self._say_alive()
                 with self._reading() as db:
-                    servers = {row[0] for row in db.execute(_UNFINISHED_SERVERS)}
+                    found = db.execute(f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}")  # noqa: S608
+                    servers = {row["server"] for row in found}
                 dead = servers.difference(self._living(), [self.server])
                 return self._adopt_of(dead) if dead else []
         except OSError as exc:
@@ -639,21 +790,164 @@ class Ledger:
 
     def _adopt_of(self, servers: Iterable[str]) -> list[Unfinished]:
         """All or nothing: what stands in the ledger as this server's, nobody takes over as long as it lives."""
-        rows: list[sqlite3.Row] = []
+        rows: list[Mapping[str, Any]] = []
         with self._transaction() as db:
             for server in servers:
-                rows += db.execute(f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?", (server,))  # noqa: S608
-                db.execute(f"UPDATE sessions SET server = ? WHERE {_UNFINISHED} AND server = ?", (self.server, server))  # noqa: S608
-            return [_unfinished(row) for row in rows]
+                query = f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?"  # noqa: S608
+                rows += map(dict, db.execute(query, (server,)))
+            for row in rows:
+                _update(db, row["session_id"], {"server": self.server})
+                _append(db, "adopted", row["session_id"], {"server": self.server})
+            return [
+                replace(session, info=replace(session.info, server=self.server)) for session in map(_unfinished, rows)
+            ]
 
     def use_token(self, jti: str, expires_at: float) -> None:
         """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
         with self._transaction() as db:
             db.execute("DELETE FROM used_tokens WHERE expires_at < ?", (time.time() - _SPENT_SECONDS,))
-            try:
-                db.execute("INSERT INTO used_tokens VALUES (?, ?)", (_storable(jti), expires_at))
-            except sqlite3.IntegrityError:
-                raise Denied("this link was already used; open the terminal again from the platform") from None
+            spent = "INSERT INTO used_tokens VALUES (?, ?) ON CONFLICT DO NOTHING"
+            if not db.execute(spent, (_storable(jti), expires_at)).rowcount:
+                raise Denied("this link was already used; open the terminal again from the platform")
+
+    def append(self, kind: str, session_id: str = "", **values: object) -> None:
+        """Write an entry of its own into the chain: who did what, and when. Long texts are cut."""
+        with self._transaction() as db:
+            _append(db, kind, session_id, {name: _short(value) for name, value in values.items()})
+
+    def head(self) -> str:
+        """The chain in one word, ``<number>:<hex digest>`` of its last entry: a copy elsewhere proves all before it."""
+        with self._reading() as db:
+            number, digest = _last(db)
+            return f"{number}:{digest}"
+
+    def entries(self, after: int = 0) -> Iterator[Entry]:
+        """The entries behind that number, in order; nothing is locked between two of them."""
+        while True:
+            with self._reading() as db:
+                query = "SELECT * FROM entries WHERE number > ? ORDER BY number LIMIT ?"
+                page = [_entry(row) for row in db.execute(query, (after, _PAGE_ROWS))]
+            yield from page
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1].number
+
+    def histories(self) -> Iterator[tuple[Mapping[str, Any], list[Entry]]]:
+        """Each row of a session with the entries of that session, as they were at one moment. Locks as ``entries``."""
+        page = "SELECT * FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?"
+        kinds = ", ".join(f"'{kind}'" for kind in (*_ROW_ENTRIES, "retired"))
+        entries = f"entries ON session = session_id AND kind IN ({kinds})"
+        query = f"SELECT * FROM ({page}) AS page LEFT JOIN {entries} ORDER BY session_id, number"  # noqa: S608
+        found: list[dict[str, Any]] = [{"session_id": ""}]
+        while found:
+            with self._reading() as db:
+                found = [dict(row) for row in db.execute(query, (found[-1]["session_id"], _PAGE_ROWS))]
+            for _, same in itertools.groupby(found, operator.itemgetter("session_id")):
+                rows = list(same)
+                yield rows[0], [_entry(row) for row in rows if row["number"] is not None]
+
+    def without_row(self) -> list[str]:
+        """The sessions that began, as the chain says, and have no row."""
+        query = (
+            "SELECT DISTINCT session FROM entries WHERE kind IN ('login', 'found')"
+            " AND session NOT IN (SELECT session_id FROM sessions) ORDER BY session"
+        )
+        with self._reading() as db:
+            return [row["session"] for row in db.execute(query)]
+
+    def command_rows(self, first: int, last: int) -> list[Mapping[str, Any]]:
+        """The rows of the table of commands with these numbers."""
+        with self._reading() as db:
+            query = "SELECT * FROM commands WHERE number BETWEEN ? AND ? ORDER BY number"
+            return [dict(row) for row in db.execute(query, (first, last))]
+
+    def last_command(self) -> int:
+        """The highest number of a row of the table of commands; 0 if there is none."""
+        with self._reading() as db:
+            return _last_command(db)
+
+    def find(self, query: SessionQuery) -> list[SessionInfo]:
+        """The sessions that match, the newest first, ``query.limit`` at most."""
+        where = _Where()
+        if query.state:
+            where.add("logout_at IS NULL" if query.state == "open" else "logout_at IS NOT NULL")
+        for name, text in (("pod_name", query.pod), ("user", query.user), ("namespace", query.namespace)):
+            where.equals(name, text)
+        where.within("login_at", query.since, query.until)
+        where.contains("words", query.q.lower())
+        if query.before:
+            last = "SELECT login_at, session_id FROM sessions WHERE session_id = ?"
+            where.add(f"(login_at, session_id) < ({last})", query.before)
+        return [_session_info(row) for row in self._select("sessions", where, ("login_at", "session_id"), query.limit)]
+
+    def session(self, session_id: str) -> SessionInfo | None:
+        """What the ledger knows of one session."""
+        with self._reading() as db:
+            row = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (_storable(session_id),)))
+            return _session_info(row) if row else None
+
+    def ask(self, session_id: str, what: str, by: str, reason: str = "") -> bool:
+        """Ask the server whose session it is to "end" it, or to tell its user who begins to "watch".
+
+        Returns False if the session is not open. Who asks the same twice before it is done has asked once.
+        """
+        row = [_short(value) for value in (session_id, what, by, reason)]
+        with self._transaction() as db:
+            query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
+            if db.execute(query, row[:1]).fetchone() is None:
+                return False
+            db.execute("INSERT INTO asked VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+            return True
+
+    def asked(self) -> list[Ask]:
+        """What was asked of this server's sessions, each time once; also of those that it has adopted."""
+        mine = "FROM asked WHERE session_id IN (SELECT session_id FROM sessions WHERE server = ?)"
+        with self._reading() as db:
+            if db.execute(f"SELECT 1 {mine}", (self.server,)).fetchone() is None:  # nearly always
+                return []
+        with self._transaction() as db:
+            asks = [
+                Ask(row["session_id"], row["what"], row["by"], row["reason"])
+                for row in db.execute(f"SELECT * {mine}", (self.server,))
+            ]
+            db.execute(f"DELETE {mine}", (self.server,))
+            return asks
+
+    def add_commands(self, commands: Iterable[Command]) -> None:
+        """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them."""
+        with self._transaction() as db:
+            number = _last_command(db)
+            rows: list[dict[str, Any]] = []
+            for command in commands:
+                query = "SELECT * FROM sessions WHERE session_id = ?"
+                session = _row(db.execute(query, (_storable(command.session_id),)))
+                if session:
+                    row = _command_row(command, session)
+                    rows.append({"number": number + 1 + len(rows), **row})
+                    _insert(db, "commands", rows[-1])
+            if rows:
+                first, last = rows[0]["number"], rows[-1]["number"]
+                _append(db, "commands", "", {"first": first, "last": last, "sha256": commands_digest(rows)})
+
+    def commands(self, query: CommandQuery) -> list[tuple[Command, SessionInfo]]:
+        """The commands that match and their sessions, the newest first, ``query.limit`` at most."""
+        where = _Where()
+        where.equals("user", query.user)
+        where.within("time", query.since, query.until)
+        where.contains("lower(text)", query.q)
+        if query.before:
+            number = int(query.before) if query.before.isdecimal() and len(query.before) < 19 else 0
+            where.add("(time, number) < (SELECT time, number FROM commands WHERE number = ?)", number)
+        found = [_command(row) for row in self._select("commands", where, ("time", "number"), query.limit)]
+        sessions = {session_id: self.session(session_id) for session_id in {command.session_id for command in found}}
+        return [(command, info) for command in found for info in (sessions[command.session_id],) if info is not None]
+
+    def _select(self, table: str, where: _Where, order: tuple[str, str], limit: int) -> list[Mapping[str, Any]]:
+        """The last rows of a table in that order, backwards."""
+        backwards = ", ".join(f"{name} DESC" for name in order)
+        query = f"SELECT * FROM {table} WHERE {where} ORDER BY {backwards} LIMIT ?"  # noqa: S608
+        with self._reading() as db:
+            return list(db.execute(query, (*where.values, max(1, min(limit, _PAGE_ROWS)))))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -696,20 +990,98 @@ def _identity(db: Path) -> object:
     return [(status.st_dev, status.st_ino) for status in (db.stat(), db.with_name(f"{db.name}-wal").stat())]
 
 
+class _Where:
+    """The conditions of a query, and the values of their question marks."""
+
+    def __init__(self) -> None:
+        self._conditions = ["1 = 1"]
+        self.values: list[object] = []
+
+    def __str__(self) -> str:
+        return " AND ".join(self._conditions)
+
+    def add(self, condition: str, *values: object) -> None:
+        """One more that has to hold."""
+        self._conditions.append(condition)
+        self.values += map(_short, values)
+
+    def equals(self, name: str, text: str) -> None:
+        """Where there is a text, the column is that text."""
+        if text:
+            self.add(f'"{name}" = ?', text)
+
+    def within(self, name: str, since: float | None, until: float | None) -> None:
+        """The column lies between two times; None: no end."""
+        if since is not None:
+            self.add(f"{name} >= ?", since)
+        if until is not None:
+            self.add(f"{name} <= ?", until)
+
+    def contains(self, name: str, part: str) -> None:
+        """The text has that part; ``%`` and ``_`` in it stand for themselves."""
+        if part:
+            escaped = re.sub(r"([\\%_])", r"\\\1", part)
+            self.add(f"{name} LIKE lower(?) ESCAPE '\\'", f"%{escaped}%")
+
+
+def _row(found: sqlite3.Cursor) -> dict[str, Any]:
+    """The first row of what was found; empty if there is none."""
+    return dict(found.fetchone() or {})
+
+
+def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, object]) -> None:
+    names = ", ".join(f'"{name}"' for name in row)
+    query = f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608
+    db.execute(query, [_storable(value) for value in row.values()])
+
+
+def _update(db: sqlite3.Connection, session_id: str, row: Mapping[str, object]) -> None:
+    names = ", ".join(f'"{name}" = ?' for name in row)
+    db.execute(f"UPDATE sessions SET {names} WHERE session_id = ?", [*map(_storable, row.values()), session_id])  # noqa: S608
+
+
 def _storable(value: object) -> object:
-    """Made to fit a column: SQLite's integers have 64 bits, its texts are UTF-8. No odd value may cost a row."""
+    """Made to fit a column: its integers have 64 bits, its texts are UTF-8. No odd value may cost a row."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return value.encode("utf-8", "replace").decode().replace("\0", "?")
     if isinstance(value, int):
         return max(-_INTEGER_MAX, min(value, _INTEGER_MAX))
-    return value
+    return None if value != value else value  # not a number is what SQLite takes for NULL
 
 
-def _unfinished(row: sqlite3.Row) -> Unfinished:
-    """What a row says; the rows of older versions have no ``info``."""
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: the columns must do
-        kept = dict(json.loads(row["info"] or "{}"))
+def _short(value: object) -> object:
+    """A value that others hand in, made to fit."""
+    return _storable(value[:_ENTRY_LIMIT_CHARACTERS] if isinstance(value, str) else value)
+
+
+def _columns(info: SessionInfo, names: Iterable[str]) -> dict[str, Any]:
+    """These columns of a session's row."""
+    of_auth = ("user", "namespace", "pod_name", "container_name")
+    return {name: _storable(getattr(info.auth if name in of_auth else info, name)) for name in names}
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """What a search looks at, a line a column."""
+    return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
+
+
+def _last_command(db: sqlite3.Connection) -> int:
+    return _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
+
+
+def _command_row(command: Command, session: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = float(command.seconds)
+    own = {"seconds": seconds, "text": _short(command.text), "exit_code": _storable(command.exit_code)}
+    return {**{name: session[name] for name in ("session_id", "user")}, "time": session["login_at"] + seconds, **own}
+
+
+def _command(row: Mapping[str, Any]) -> Command:
+    return Command(row["session_id"], row["seconds"], row["text"], row["exit_code"], row["number"])
+
+
+def _session_info(row: Mapping[str, Any]) -> SessionInfo:
+    """What a row says; what no column holds is there as long as ``info`` is, which the oldest rows never had."""
+    kept = _kept(row)
     auth = TokenAuthData(
         **{name: row[name] for name in ("namespace", "pod_name", "container_name", "user")},
         command=tuple(kept.get("command", ())),
@@ -718,13 +1090,180 @@ def _unfinished(row: sqlite3.Row) -> Unfinished:
         cluster=kept.get("named", ""),
     )
     names = ("session_id", "filename", "remote_addr", "login_at", "logout_at", "reason", "exit_code")
-    more = ("bytes_out", "bytes_in", "size", "hung_up", "cluster")
-    info = SessionInfo(auth=auth, sha256=row["sha256"] or "", **{name: row[name] for name in names + more})
+    more = ("bytes_out", "bytes_in", "size", "hung_up", "cluster", "server", "chain")
+    return SessionInfo(auth=auth, sha256=row["sha256"] or "", **{name: row[name] for name in names + more})
+
+
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: the columns must do
+        return dict(json.loads(row["info"] or "{}"))
+    return {}
+
+
+def _unfinished(row: Mapping[str, Any]) -> Unfinished:
+    info = _session_info(row)
     lost, todo = info.logout_at is None, row["todo"]
-    with_token = bool(kept.get("with_token", True))
+    with_token = bool(_kept(row).get("with_token", True))
     return Unfinished(
         info, tell=lost or bool(todo & _TELL), hang_up=lost or bool(todo & _HANG_UP), with_token=with_token
     )
+
+
+# -- the chain --------------------------------------------------------------------------------------------------------
+
+
+def chain_digest(before: str, number: int, time: float, kind: str, session_id: str, text: str) -> str:
+    """The digest of an entry: SHA-256, in hex, of a JSON array of the digest before and all that the entry says.
+
+    Without blanks, in ASCII, the values as one text; 64 zeros stand before the first entry.
+    """
+    return _sha256([before, number, time, kind, session_id, text])
+
+
+def commands_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The digest of rows of the table of commands, whole and in order."""
+    return _sha256([[row[name] for name in sorted(row)] for row in rows])
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(_compact(value).encode()).hexdigest()
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _last(db: sqlite3.Connection) -> tuple[int, str]:
+    """Number and digest of the last entry."""
+    last = _row(db.execute("SELECT number, digest FROM entries ORDER BY number DESC LIMIT 1"))
+    return last.get("number", 0), last.get("digest", _NO_DIGEST)
+
+
+def _append(db: sqlite3.Connection, kind: str, session_id: str, values: Mapping[str, object]) -> str:
+    """Add an entry, in a transaction that keeps all others out; returns the head of the chain."""
+    number, before = _last(db)
+    row: dict[str, Any] = {"number": number + 1, "time": time.time(), "kind": kind, "session": _storable(session_id)}
+    row["json"] = _compact(values)
+    row["digest"] = chain_digest(before, *row.values())
+    _insert(db, "entries", row)
+    return f"{row['number']}:{row['digest']}"
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    values: object = None
+    with contextlib.suppress(ValueError, TypeError, RecursionError):  # not as it was written
+        values = json.loads(row["json"])
+    values = values if isinstance(values, dict) else {}
+    return Entry(row["number"], row["time"], row["kind"], row["session"], values, row["digest"], row["json"])
+
+
+class Proof:
+    """Holds the chain, the rows and the recordings of a ledger against each other. One thread.
+
+    The chain proves that nothing in it was changed, removed or put between. That its end was not cut off, and that it
+    was not written anew as a whole, only a head proves that was kept elsewhere.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        *,
+        head: str = "",
+        since: float = 0.0,
+        step: Callable[[str, int, int], None] = lambda what, done, of: None,
+    ) -> None:
+        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+
+        ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
+        whose sessions ended before; ``step`` is told how far it has come.
+        """
+        self.entries = self.sessions = self.recordings = self.retired = 0  # so many were seen
+        self._ledger = ledger
+        self._examine = examine
+        self._head = head
+        self._since = since
+        self._step = step
+        self._began = 0  # sessions, as the chain says
+
+    def findings(self) -> Iterator[str]:
+        """Whatever does not fit, a sentence each; nothing if all does. Raises LedgerError."""
+        yield from self._check_chain()
+        for row, entries in self._ledger.histories():
+            self.sessions += 1
+            self._step("sessions", self.sessions, self._began)
+            yield from _check_row(row, entries)
+            yield from self._check_recording(_session_info(row), {entry.kind for entry in entries})
+        for session_id in self._ledger.without_row():
+            yield f"session {session_id} has entries, but no row"
+
+    def _check_chain(self) -> Iterator[str]:
+        total, last_command = int(self._ledger.head().partition(":")[0]), self._ledger.last_command()
+        before, head, commands, follows = Entry(0, 0.0, "", "", {}, _NO_DIGEST), not self._head, 0, True
+        for entry in self._ledger.entries():
+            if follows and not entry.follows(before):
+                follows = False
+                yield f"entry {entry.number} ({entry.kind}) does not follow the one before it, {before.number}"
+            if entry.kind == "commands":
+                yield from self._check_commands(entry, commands)
+                commands = int(_number(entry.values.get("last")))
+            before, head = entry, head or self._head in (entry.head, entry.digest)
+            self.entries += 1
+            self._began += entry.kind in ("login", "found")
+            self._step("entries", self.entries, total)
+        if not self.entries:
+            yield "the chain is empty"
+        if not head:
+            yield f"the head {self._head} is not in the chain, which ends with {before.head}"
+        if last_command > commands:
+            yield f"commands {commands + 1} to {last_command} are in no entry"
+
+    def _check_commands(self, entry: Entry, before: int) -> Iterator[str]:
+        first, last = before + 1, int(_number(entry.values.get("last")))
+        rows = self._ledger.command_rows(first, last)
+        if (entry.values.get("first"), entry.values.get("sha256")) != (first, commands_digest(rows)):
+            yield f"commands {first} to {last} are not what entry {entry.number} says"
+
+    def _check_recording(self, info: SessionInfo, kinds: set[str]) -> Iterator[str]:
+        """Whether a recording is as the ledger says; that of an open session only has to be there."""
+        is_open = info.logout_at is None
+        if not is_open and _number(info.logout_at) < self._since:
+            return
+        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += "retired" in kinds
+        self.recordings += found is not None
+        if found is None:
+            if "retired" not in kinds:
+                yield f"{name} is missing"
+        elif "retired" in kinds:
+            yield f"{name} was retired, and is still there"
+        elif is_open:
+            pass
+        elif info.size is not None and found[0] != info.size:
+            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
+        elif found[1] != info.sha256:
+            yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
+
+
+def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str]:
+    """Whether a session's row says what its entries say, the later ones in place of the earlier ones."""
+    said: dict[str, Any] = {}
+    for entry in entries:
+        said.update({name: entry.values.get(name) for name in _ROW_ENTRIES.get(entry.kind, ()) if name in entry.values})
+        if said.get("logout_at") is not None and entry.kind in ("found", "logout"):
+            said["chain"] = entry.head
+    if not said:
+        yield f"session {row['session_id']} has a row, but no entry"
+        return
+    for name, value in {**_NOT_ENDED, "words": _words(said), **said}.items():
+        if row[name] != value:
+            place = f"{name} of session {row['session_id']}"
+            yield f"{place} is {row[name]!r:.100} in its row, and {value!r:.100} in its entries"
+
+
+def _number(value: object) -> float:
+    """A number that may have been tampered with; 0 for what is none."""
+    return value if isinstance(value, (int, float)) else 0
 
 
 # -- the keeper -------------------------------------------------------------------------------------------------------
@@ -735,6 +1274,7 @@ _CALLS_AT_ONCE = 32
 _CALLS_A_PEER = 8  # of these, to one platform or cluster: one that is slow does not hold up the others
 _TICK_SECONDS = 1.0
 _LOOK_SECONDS = 2.0  # between two looks at ledger and record folder
+_HEAD_SECONDS = 60.0  # between two heads of the chain in the log
 _ADOPT_SECONDS = 20.0  # between two looks for servers that have died
 _NO_KUBECONFIG = "its kubeconfig came with its token, and is gone"
 
@@ -814,6 +1354,7 @@ class Keeper:
         self._woken = False
         self._deadline: float | None = None  # monotonic; set when it is to finish
         self._closed = False  # nothing is written any more
+        self._head = ""  # of the chain, as the log has it; the keeper's thread only
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -862,6 +1403,7 @@ class Keeper:
 
     def _run(self) -> None:
         look_at = adopt_at = 0.0
+        head_at = time.monotonic() + _HEAD_SECONDS
         while not self._finished():
             self.beat = now = time.monotonic()
             if now >= look_at and self._deadline is None:
@@ -871,10 +1413,14 @@ class Keeper:
                 self._try(self._adopt)
                 adopt_at = now + _ADOPT_SECONDS
             self._try(self._write)
+            if now >= head_at:
+                self._try(self._log_head)
+                head_at = now + _HEAD_SECONDS
             with self._changed:
                 self._start_calls()
                 self._changed.wait_for(lambda: self._woken, _TICK_SECONDS if self._deadline is None else 0.1)
                 self._woken = False
+        self._try(self._log_head)
 
     def _try(self, step: Callable[[], None]) -> None:
         """Do it. What nobody foresaw goes to the log: without this thread, all logouts would be lost."""
@@ -903,6 +1449,17 @@ class Keeper:
         if trouble != self.trouble:
             self.trouble = trouble
             log_event("trouble", error=trouble) if trouble else log_event("ready")
+
+    def _log_head(self) -> None:
+        """A copy of the chain's head where who can change the ledger cannot reach."""
+        try:
+            head = self._hooks.ledger.head()
+        except LedgerError as exc:
+            log_event("error", error=exc)
+            return
+        if head != self._head:
+            self._head = head
+            log_event("chain", head=head)
 
     def _adopt(self) -> None:
         try:
@@ -941,16 +1498,18 @@ class Keeper:
             jobs = [job for job in self._jobs if job.unwritten]
             sessions = [job.session for job in jobs]
         try:
+            chains = []
             if sessions:
                 with self._chores.timed("ledger"):
-                    self._hooks.ledger.save(sessions)
+                    chains = self._hooks.ledger.save(sessions)
         except LedgerError as exc:
             if not self.trouble:
                 log_event("error", error=exc)
             return
         with self._changed:
-            for job, session in zip(jobs, sessions):
+            for job, session, chain in zip(jobs, sessions, chains):
                 job.unwritten = job.session is not session
+                job.session = replace(job.session, info=replace(job.session.info, chain=chain))
             self._jobs = [job for job in self._jobs if job.unwritten or job.calls]
 
     def _start_calls(self) -> None:

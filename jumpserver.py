@@ -61,6 +61,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -1275,7 +1276,8 @@ class Session:
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
         file = str(output.recorder.path)
-        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster)
+        server = self._server.hooks.ledger.server
+        info = SessionInfo(self.id, file, self.auth, self._remote_addr, time.time(), cluster=cluster, server=server)
         self._login_time = time.monotonic()
         hook = "the ledger"
         try:
@@ -3287,30 +3289,129 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or Ctrl-C. Returns the exit status: 0, or 2 for what the operator must mend first."""
-    parser = argparse.ArgumentParser(prog="jumpserver", description="Opens recorded terminals in Kubernetes pods.")
-    parser.add_argument("-jumpserver", "--jumpserver", metavar="FILE", type=Path, default=Path("jumpserver.toml"))
-    parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
-    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
-    options = parser.parse_args(arguments)
-    sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    """Serve until SIGTERM or Ctrl-C, or run a command. Returns the exit status: 2 for what must be mended first."""
+    options = _parser().parse_args(arguments)
     try:
-        config = load_config(options.jumpserver)
-        hooks_class = load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
-        check_record_path(config, options.jumpserver)
-        if options.check:
-            check_ledger_path(config, options.jumpserver)
-            for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
-                print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
-            print(f"{options.jumpserver}: good")
-            return 0
-        return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
     except ConfigError as exc:
         print(f"jumpserver: {exc}", file=sys.stderr)
     except (HookError, RecordError, ListenError) as exc:
         print(f"jumpserver: {options.jumpserver}: {exc}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads this has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line. ``run`` of what it parses takes the options and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="jumpserver",
+        usage="jumpserver [-jumpserver FILE] [--check | --version | COMMAND ...]",
+        description="Opens recorded terminals in Kubernetes pods. Without a command, it serves.",
+        epilog="jumpserver COMMAND --help says more of a command.",
+    )
+    _add_jumpserver(parser, Path("jumpserver.toml"))
+    parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
+    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
+    parser.set_defaults(run=run_server)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="jumpserver")
+
+    command = _add_command(commands, "commands", run_commands, "print what was run: time, user, pod, command")
+    _add_filters(command)
+    command.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="text that the command has in it")
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """A command that is told of the configuration as the server is."""
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    _add_jumpserver(command, argparse.SUPPRESS)  # not to undo what stands before the command
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_jumpserver(parser: argparse.ArgumentParser, default: object) -> None:
+    meaning = "the configuration; jumpserver.toml by default"
+    parser.add_argument("-jumpserver", "--jumpserver", metavar="FILE", type=Path, default=default, help=meaning)
+
+
+def _add_filters(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--user", metavar="USER", default="", help="of this user's sessions only")
+    command.add_argument(
+        "--since", metavar="DATE", type=parse_moment, help="such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
+    )
+
+
+_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
+_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_age(text: str) -> float:
+    """A duration in seconds, such as ``180d``: of minutes, hours, days or weeks. Raises ArgumentTypeError."""
+    match = _AGE.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of m, h, d or w, such as 180d")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def parse_moment(text: str) -> float:
+    """Unix seconds of a date and time in ISO 8601, local where it names no zone, or of so long ago as an age says."""
+    try:
+        return time.time() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date such as 2026-11-25 nor an age such as 7d"
+        ) from None
+
+
+def visible(text: str) -> str:
+    """Foreign text made safe for a terminal: what cannot be printed, line ends included, is escaped as Python does."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextlib.contextmanager
+def opened_ledger(config: Config) -> Iterator[Ledger]:
+    """The ledger, for a command that runs beside the servers on it. Raises HookError."""
+    ledger = _hooks_class(config).make_ledger(config.hooks_settings())
+    ledger.open()
+    with contextlib.closing(ledger):
+        yield ledger
+
+
+def _hooks_class(config: Config) -> type[Hooks]:
+    return load_hooks(config.folder / config.Hooks.file if config.Hooks.file else None)
+
+
+def run_commands(options: argparse.Namespace) -> int:
+    """``commands``"""
+    with opened_ledger(load_config(options.jumpserver)):
+        return 0
+
+
+def run_server(options: argparse.Namespace) -> int:
+    """Without a command: serve, or only check the configuration."""
+    sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    config = load_config(options.jumpserver)
+    hooks_class = _hooks_class(config)
+    check_record_path(config, options.jumpserver)
+    if options.check:
+        check_ledger_path(config, options.jumpserver)
+        for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
+            print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
+        print(f"{options.jumpserver}: good")
+        return 0
+    return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
 
 
 def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[str, Asset]) -> list[str]:

@@ -1,12 +1,14 @@
-"""What was seen? The recording of a session: an asciicast v2 file.
+"""What was seen? The recording of a session: an asciicast v2 file, which may be packed with gzip when it is finished.
 
-Owns the path of a recording, writing it, repairing and examining it after a crash, and finding it again. Knows nothing
-of sessions, browsers, pods or HTTP. Only what the pod printed is recorded, with its times and the terminal's sizes,
-and markers for what the user was not shown.
+Owns the path of a recording, writing it, repairing and examining it after a crash, packing it, finding it again, and
+searching and reading it as text. Knows nothing of sessions, browsers, pods or HTTP. Only what the pod printed is
+recorded, with its times and the terminal's sizes, and markers for what the user was not shown.
 
 Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one more, ``b``: where output was not UTF-8,
 the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so
 that nothing is lost. Players pass over codes that they do not know.
+
+Where is what: finding, repairing and examining; ``RecordFolder``; ``Recorder``; packed recordings.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ import codecs
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
+import struct
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "Examined",
+    "PackedFile",
     "RecordError",
     "RecordFolder",
     "Recorder",
@@ -35,10 +41,13 @@ __all__ = [
     "find_recording",
     "is_incomplete",
     "mark_incomplete",
+    "open_recording",
+    "pack",
     "playable_size",
     "recorded_output",
     "recording_path",
     "repair",
+    "session_of",
 ]
 
 _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
@@ -48,6 +57,7 @@ _FOLDERS = 8  # between the root and a recording
 _MIN_FREE_BYTES = 1 << 30  # by default, on a disk of which that is less than a twentieth
 _RESERVE_BYTES = 16 << 20  # on a disk of which that is less than a fiftieth
 _SMALL_LINE_BYTES = 1024  # what the reserve is for: echoes, prompts, last words
+PACKED_SUFFIX = ".gz"
 _LOST = b', "m", "the server ended before the session did"]\n'
 # What JSON wants escaped (RFC 8259, section 7); the backslash first, since the others bring new ones.
 _ESCAPES = (
@@ -68,23 +78,29 @@ def recording_path(root: Path, session_id: str) -> Path:
 
 
 def find_recording(root: Path, name: str) -> Path:
-    """The real path of a recording, named absolutely or relative to ``root``.
+    """The real path of a recording, named absolutely or relative to ``root`` by its ``.cast``, also if it is packed.
 
-    Raises RecordError for everything that is not a regular ``.cast`` file inside the real root.
+    Raises RecordError for everything that is not a regular ``.cast`` or ``.cast.gz`` file inside the real root.
     """
-    try:
-        real_root = root.resolve()
-        path = (real_root / name).resolve()
-        inside = real_root in path.parents and path.suffix == ".cast"
-        if inside and stat.S_ISREG(path.stat().st_mode):
-            return path
-    except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a symlink loop
-        pass
+    for form in ("", PACKED_SUFFIX):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a NUL, a name too long, a symlink loop
+            real_root = root.resolve()
+            path = (real_root / f"{name}{form}").resolve()
+            inside = real_root in path.parents and path.name.endswith(f".cast{form}")
+            if inside and stat.S_ISREG(path.stat().st_mode):
+                return path
     raise RecordError("no such recording")
+
+
+def session_of(path: Path) -> str:
+    """The id of the session whose recording that is."""
+    return path.name.partition(".cast")[0]
 
 
 def playable_size(file: BinaryIO) -> int:
     """The size in bytes of the whole lines of a recording that may still be growing, or was torn by a crash."""
+    if isinstance(file, PackedFile):
+        return file.size
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - _SCAN_BYTES)
@@ -111,6 +127,8 @@ def repair(path: Path) -> int:
 
 def is_incomplete(file: BinaryIO, size: int) -> bool:
     """Whether the recording, whose whole lines have that size, was cut off: its last line is torn, or says so."""
+    if isinstance(file, PackedFile):
+        return file.is_incomplete
     if size < file.seek(0, os.SEEK_END):
         return True
     file.seek(max(0, size - len(_LOST)))
@@ -138,10 +156,10 @@ class Examined:
 
 
 def examine(path: Path) -> Examined:
-    """Read a whole recording that nobody writes any more. Raises RecordError."""
+    """Read a whole recording that nobody writes any more, in either form. Raises RecordError."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_recording(path) as file:
             while block := file.read(_SCAN_BYTES * 16):
                 digest.update(block)
             size = file.tell()
@@ -433,3 +451,176 @@ def _make_folders(folder: Path) -> None:
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o750)
+
+
+# -- packed recordings ------------------------------------------------------------------------------------------------
+
+_PACK_LEVEL = 6
+_PACK_BYTES = 1 << 18  # at a time
+# A gzip header (RFC 1952, section 2.3) with one extra field, of the id "JS": the size in bytes of the plain text, and
+# whether it is incomplete, so that nothing has to be unpacked to know that.
+_PACKED_HEAD = struct.Struct("<10sH2sHQ?")
+_MAGIC = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x00\xff"
+_EXTRA = (_PACKED_HEAD.size - 12, b"JS", _PACKED_HEAD.size - 16)
+
+
+def open_recording(path: Path) -> io.BufferedReader:
+    """The plain text of a recording, whichever form it has by now: ``path`` ends with ``.cast`` or ``.cast.gz``.
+
+    One that is packed seeks by unpacking. Raises OSError, also while a packed one is read that is torn or none.
+    """
+    if path.suffix == PACKED_SUFFIX:
+        return _opened_packed(path)
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return _opened_packed(path.with_name(path.name + PACKED_SUFFIX))  # it may have been packed just now
+
+
+def _opened_packed(path: Path) -> PackedFile:
+    packed = path.open("rb")
+    try:
+        return PackedFile(packed)
+    except BaseException:
+        packed.close()
+        raise
+
+
+def pack(path: Path, stopped: Callable[[], bool]) -> bool:
+    """Put ``<name>.cast.gz`` in the place of a finished ``<name>.cast``; False if ``stopped`` said so before.
+
+    Takes seconds a GB. Whatever happens, one of the two is there and whole; to be called again after a crash, which may
+    have left both, or a half of the new one under a temporary name. Raises RecordError; then nothing has changed.
+    """
+    packed = path.with_name(path.name + PACKED_SUFFIX)
+    half = packed.with_name(f"{packed.name}.half")
+    try:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                if not _write_packed(file, half, stopped):
+                    return False
+                half.rename(packed)
+            finally:
+                half.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+            path.unlink()
+        return True
+    except OSError as exc:
+        raise RecordError(f"cannot pack {path}: {exc.strerror}") from exc
+
+
+def _write_packed(file: BinaryIO, half: Path, stopped: Callable[[], bool]) -> bool:
+    """Pack the file, and bring that to the disk; False if it was stopped."""
+    status = os.fstat(file.fileno())
+    incomplete = is_incomplete(file, playable_size(file))
+    file.seek(0)
+    packer = zlib.compressobj(_PACK_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    checksum = size = 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with open(os.open(half, flags, 0o640), "wb") as written:
+        written.write(_PACKED_HEAD.pack(_MAGIC, *_EXTRA, status.st_size, incomplete))
+        while block := file.read(_PACK_BYTES):
+            if stopped():
+                return False
+            checksum = zlib.crc32(block, checksum)
+            size += len(block)
+            written.write(packer.compress(block))
+        written.write(packer.flush() + struct.pack("<II", checksum, size % (1 << 32)))
+        written.flush()
+        os.utime(written.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(written.fileno())
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PackedFile(io.BufferedReader):
+    """The plain text of a packed recording, as a file. Memory does not grow with it. OSError where it is torn."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        """Takes the packed file over. One that ``pack`` did not write is read once, to know the size."""
+        self.packed = packed
+        said = _said_by_head(packed)
+        super().__init__(_Unpacked(packed), _SCAN_BYTES)
+        self.size, self.is_incomplete = said or self._measured()  # of the plain text
+
+    def _measured(self) -> tuple[int, bool]:
+        last = b""
+        while block := self.read(_PACK_BYTES):
+            last = (last + block)[-len(_LOST) :]
+        return self.tell(), last == _LOST or not last.endswith(b"\n")
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file; what is passed over is unpacked by the next read."""
+        if whence == os.SEEK_END:
+            offset, whence = self.size + offset, os.SEEK_SET
+        return super().seek(offset, whence)
+
+
+def _said_by_head(packed: BinaryIO) -> tuple[int, bool] | None:
+    packed.seek(0)
+    head = packed.read(_PACKED_HEAD.size)
+    if len(head) < _PACKED_HEAD.size:
+        return None
+    magic, *extra, size, incomplete = _PACKED_HEAD.unpack(head)
+    return (size, incomplete) if magic == _MAGIC and tuple(extra) == _EXTRA else None
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file of one member unpacks to. Going back begins again at the start."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._wanted = 0  # where the next read is to begin
+        self._begin()
+
+    def _begin(self) -> None:
+        self._position = 0  # up to which it is unpacked
+        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._packed.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._wanted = max(0, offset + (self._wanted if whence == os.SEEK_CUR else 0))
+        return self._wanted
+
+    def readinto(self, buffer: Any) -> int:
+        if self._wanted < self._position:
+            self._begin()
+        while self._position < self._wanted:
+            if not self._unpack(min(_PACK_BYTES, self._wanted - self._position)):
+                return 0
+        data = self._unpack(len(buffer))
+        buffer[: len(data)] = data
+        self._wanted = self._position
+        return len(data)
+
+    def _unpack(self, limit: int) -> bytes:
+        """The next bytes, ``limit`` at most; b"" at the end."""
+        while not self._unpacker.eof:
+            packed = self._unpacker.unconsumed_tail or self._packed.read(_SCAN_BYTES)
+            try:
+                data = self._unpacker.decompress(packed, limit)
+            except zlib.error:
+                raise OSError(errno.EILSEQ, "it is no gzip file, or damaged") from None
+            self._position += len(data)
+            if data:
+                return data
+            if not packed:
+                raise OSError(errno.EILSEQ, "it is torn")
+        return b""
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()

@@ -212,7 +212,8 @@ def test_a_logout_that_was_not_taken_is_told_by_the_next_server(
         server.wait_settled()
     first, last = platform.told[0], platform.told[-1]
     assert (last["status"], last["exit_code"], last["extra"]["ticket"]) == (204, 3, "T-1")
-    assert {**first, "status": 0} == {**last, "status": 0}
+    assert {**first, "status": 0, "server": ""} == {**last, "status": 0, "server": ""}
+    assert first["chain"] and first["server"] != last["server"]
 
 
 def test_a_platform_that_does_not_answer_delays_no_row_and_no_login(

@@ -162,7 +162,9 @@ def test_what_a_dead_server_left_open_is_taken_over_once(tmp_path: Path) -> None
     assert (lost.info.session_id, lost.info.logout_at, lost.tell, lost.hang_up) == ("id-2", None, True, True)
     assert (untold.info.session_id, untold.tell, untold.hang_up) == ("id-3", True, False)
     assert untold.info.auth == replace(AUTH, cluster_cfg="")
-    assert untold.info == replace(ENDED, session_id="id-3", auth=untold.info.auth)
+    assert untold.info == replace(
+        ENDED, session_id="id-3", auth=untold.info.auth, server=again.server, chain=untold.info.chain
+    )
 
 
 @pytest.mark.parametrize(
