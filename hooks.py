@@ -480,12 +480,12 @@ _NEWER_COLUMNS = {
     "server": "TEXT NOT NULL DEFAULT ''",
     "cluster": "TEXT NOT NULL DEFAULT ''",
     "size": "BIGINT",
-    "todo": "INTEGER NOT NULL DEFAULT 0",  # of an ended session: _TELL, _HANG_UP
+    "todo": "INTEGER NOT NULL DEFAULT 0",  # of an ended session: _TELL, _HANG_UP, _PACK
     "info": "TEXT",  # what on_logout is told and no column holds, until nothing is left to do
     "chain": "TEXT NOT NULL DEFAULT ''",  # the head after its logout
     "words": "TEXT NOT NULL DEFAULT ''",  # what a search looks at: _words
 }
-_TELL, _HANG_UP = 1, 2
+_TELL, _HANG_UP, _PACK = 1, 2, 4
 _UNFINISHED = "(logout_at IS NULL OR todo > 0)"
 _INDEXES = f"""
 CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED};
@@ -535,6 +535,7 @@ class Unfinished:
     tell: bool = True  # on_logout has not returned yet
     hang_up: bool = True  # it may have left something in its pod
     with_token: bool = False  # its kubeconfig came with its token, and so is gone
+    pack: bool = False  # its recording is to be packed
 
 
 @dataclass(frozen=True)
@@ -769,7 +770,7 @@ class Ledger:
             db.execute("DELETE FROM asked WHERE session_id = ?", (session_id,))
         elif changed:
             _append(db, "amended", session_id, changed)
-        todo = _TELL * session.tell | _HANG_UP * session.hang_up
+        todo = _TELL * session.tell | _HANG_UP * session.hang_up | _PACK * session.pack
         row.update(chain=chain, words=_words({**before, **row}), todo=todo, info=before.get("info") if todo else None)
         _update(db, session_id, row)
         return chain
@@ -1103,10 +1104,8 @@ def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
 def _unfinished(row: Mapping[str, Any]) -> Unfinished:
     info = _session_info(row)
     lost, todo = info.logout_at is None, row["todo"]
-    with_token = bool(_kept(row).get("with_token", True))
-    return Unfinished(
-        info, tell=lost or bool(todo & _TELL), hang_up=lost or bool(todo & _HANG_UP), with_token=with_token
-    )
+    tell, hang_up, pack = (lost or bool(todo & bit) for bit in (_TELL, _HANG_UP, _PACK))
+    return Unfinished(info, tell, hang_up, with_token=bool(_kept(row).get("with_token", True)), pack=pack)
 
 
 # -- the chain --------------------------------------------------------------------------------------------------------
@@ -1272,6 +1271,7 @@ _DAY_SECONDS = 24 * 3600.0  # for so long the platform is told again, and a hang
 _LONGEST_PAUSE_SECONDS = 300.0  # between two tries
 _CALLS_AT_ONCE = 32
 _CALLS_A_PEER = 8  # of these, to one platform or cluster: one that is slow does not hold up the others
+_PACKED_AT_ONCE = 1  # each keeps a core busy
 _TICK_SECONDS = 1.0
 _LOOK_SECONDS = 2.0  # between two looks at ledger and record folder
 _HEAD_SECONDS = 60.0  # between two heads of the chain in the log
@@ -1291,6 +1291,12 @@ class Chores(Protocol):
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """End what a session of a dead server left in its pod: how many processes, and whether to try again."""
 
+    def packs(self) -> bool:
+        """Whether finished recordings are to be packed."""
+
+    def pack(self, info: SessionInfo, stopped: Callable[[], bool]) -> bool:
+        """Pack the recording of a session that has ended; whether it is done. May take minutes, until ``stopped``."""
+
     def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Measure how long the block takes, a hook's call or "ledger"."""
 
@@ -1308,6 +1314,8 @@ class _Call:
     name: str
     run: Callable[[], bool]  # whether it is done, or of no use to try again
     peer: str
+    at_once: int = _CALLS_A_PEER
+    may_wait: bool = False  # for the next server, when this one ends
     tries: int = 0
     due: float = 0.0  # monotonic
     running: bool = False
@@ -1324,14 +1332,14 @@ class _Job:
     def next_call(self, now: float, again: bool) -> _Call | None:
         """The call to start now, if there is one: the platform is told of what the ledger has, and of nothing else.
 
-        ``again``: whether it may be one that has been tried.
+        ``again``: whether it may be one that has been tried, or may wait.
         """
         if any(call.running for call in self.calls):
             return None
         for call in self.calls:
-            if call.name == "on_logout" and self.unwritten:
+            if call.name in ("on_logout", "pack") and self.unwritten:
                 return None
-            if call.due <= now and (again or not call.tries):
+            if call.due <= now and (again or not (call.tries or call.may_wait)):
                 return call
         return None
 
@@ -1364,7 +1372,7 @@ class Keeper:
 
     def ended(self, info: SessionInfo, hang_up: HangUp | None) -> None:
         """Take a session that has ended over; ``hang_up`` where it may have left something. Any thread; no blocking."""
-        job = _Job(Unfinished(info, hang_up=hang_up is not None))
+        job = _Job(Unfinished(info, hang_up=hang_up is not None, pack=True))
         job.unwritten = True
         with self._changed:
             self._add_calls(job, hang_up)
@@ -1435,7 +1443,8 @@ class Keeper:
             if self._deadline is None:
                 return False
             calls = [call for job in self._jobs for call in job.calls]
-            busy = any(job.unwritten for job in self._jobs) or any(call.running or not call.tries for call in calls)
+            waits = any(call.running or not (call.tries or call.may_wait) for call in calls)
+            busy = waits or any(job.unwritten for job in self._jobs)
             return not busy or time.monotonic() > self._deadline
 
     def _look(self) -> None:
@@ -1488,9 +1497,13 @@ class Keeper:
         if hang_up is not None:
             peer = f"cluster {job.session.info.cluster}"
             job.calls.append(_Call("hang_up", functools.partial(self._hang_up, job, hang_up), peer))
-        job.session = replace(job.session, hang_up=hang_up is not None)
+        pack = job.session.pack and self._chores.packs()
+        job.session = replace(job.session, hang_up=hang_up is not None, pack=pack)
         if job.session.tell:
             job.calls.append(_Call("on_logout", functools.partial(self._tell, job), "platform"))
+        if pack:
+            packing = functools.partial(self._chores.pack, job.session.info, self._is_finishing)
+            job.calls.append(_Call("pack", packing, "disk", _PACKED_AT_ONCE, may_wait=True))
 
     def _write(self) -> None:
         """Bring the ledger up to date, in one transaction; forget the sessions about which nothing is left to do."""
@@ -1520,7 +1533,7 @@ class Keeper:
         for job, call in sorted(due, key=lambda pair: pair[1].tries):
             if sum(running.values()) >= _CALLS_AT_ONCE:
                 return
-            if running[call.peer] >= _CALLS_A_PEER:
+            if running[call.peer] >= call.at_once:
                 continue
             thread = threading.Thread(target=self._run_call, args=(job, call), name="keeper-call", daemon=True)
             try:
@@ -1529,6 +1542,9 @@ class Keeper:
                 return
             call.running = True
             running[call.peer] += 1
+
+    def _is_finishing(self) -> bool:
+        return self._deadline is not None
 
     # The threads of calls.
 
@@ -1545,7 +1561,7 @@ class Keeper:
             if done or time.time() - (job.session.info.logout_at or time.time()) > _DAY_SECONDS:
                 job.calls.remove(call)
             names = {left.name for left in job.calls}
-            session = replace(job.session, tell="on_logout" in names, hang_up="hang_up" in names)
+            session = replace(job.session, tell="on_logout" in names, hang_up="hang_up" in names, pack="pack" in names)
             if session != job.session:
                 job.session, job.unwritten = session, True
             self._wake()

@@ -80,8 +80,11 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    Proof,
     SessionInfo,
+    SessionQuery,
     TokenAuthData,
+    cursor,
     load_hooks,
     log_event,
 )
@@ -106,6 +109,8 @@ from k8s_exec import (
     why_lost,
 )
 from recorder import (
+    PACKED_SUFFIX,
+    PackedFile,
     Recorder,
     RecordError,
     RecordFolder,
@@ -113,10 +118,14 @@ from recorder import (
     find_recording,
     is_incomplete,
     mark_incomplete,
+    open_recording,
+    pack,
     playable_size,
     recorded_output,
     recording_path,
+    recordings,
     repair,
+    session_of,
 )
 
 if sys.version_info >= (3, 11):
@@ -286,6 +295,7 @@ class RecordConfig:
     public: bool = False  # whether anybody may replay them; for those whose proxy does the guarding
     max_bytes: int = 2 << 30  # of one recording, at which its session ends; 0: any
     min_free: int = 0  # bytes left below which no session begins; 0: 1 GiB or 5 % of the disk, the smaller
+    compress: bool = False  # whether finished recordings are packed with gzip
 
 
 @dataclass(frozen=True)
@@ -1919,7 +1929,8 @@ class Chores:
         lost = dataclasses.replace(info, logout_at=max(time.time(), info.login_at), bytes_out=None, bytes_in=None)
         try:
             path = find_recording(self.config.record_path, info.filename)
-            self._mend(info.session_id, path)
+            if path.suffix != PACKED_SUFFIX:
+                self._mend(info.session_id, path)
             found = examine(path)
         except RecordError as exc:
             log_event("error", session=info.session_id, error=exc)
@@ -1934,6 +1945,24 @@ class Chores:
             mark_incomplete(path)
         except RecordError as exc:
             log_event("error", session=session_id, error=exc)
+
+    def packs(self) -> bool:
+        """Whether finished recordings are to be packed."""
+        return self.config.Record.compress
+
+    def pack(self, info: SessionInfo, stopped: Callable[[], bool]) -> bool:
+        """Pack a finished recording, unless it could take the space that open sessions need; whether it is done."""
+        try:
+            path = find_recording(self.config.record_path, info.filename)
+        except RecordError:
+            return True  # somebody has removed it
+        try:
+            if path.suffix == PACKED_SUFFIX:
+                return True
+            return self._folder.free() - path.stat().st_size > self._folder.min_free and pack(path, stopped)
+        except (RecordError, OSError) as exc:
+            log_event("error", session=info.session_id, error=exc)
+            return False
 
     def hang_up(self, info: SessionInfo) -> tuple[int | None, bool]:
         """Hang up a session of a server that has died: how many processes, and whether to try again."""
@@ -2565,13 +2594,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         try:
             path = find_recording(self.server.config.record_path, filename)
-            file = path.open("rb")
+            file = open_recording(path)
         except (RecordError, OSError):
             self._answer(404, "not found")
             return
         with file:
             log_event("play", user=user, file=path, remote=self._remote_addr())
-            self._send_recording(file, self._outcome(path.stem))
+            self._send_recording(file, self._outcome(session_of(path)))
 
     def _outcome(self, session_id: str) -> str:
         """What the ledger says of a recording's session; the recording itself is as good without a ledger."""
@@ -2605,7 +2634,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = playable_size(file)
         if outcome == "complete" and is_incomplete(file, size):
             outcome = "cut"
-        status = os.fstat(file.fileno())
+        raw = file.packed if isinstance(file, PackedFile) else file
+        status = os.fstat(raw.fileno())
         packed = self._accepts_gzip() and self.request_version == "HTTP/1.1" and "Range" not in self.headers
         headers = {
             "ETag": f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{size:x}{_PACKED if packed else ""}"',
@@ -2633,6 +2663,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start, end = part
             content_range = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             self._send_part(206, {**headers, **content_range}, file, start, end)
+        elif packed and raw is not file:
+            self._send_part(200, {**headers, "Content-Encoding": "gzip"}, raw, 0, status.st_size)
         elif packed:
             self._send_gzipped(headers, file, size)
         else:
@@ -3324,6 +3356,15 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_command(commands, "commands", run_commands, "print what was run: time, user, pod, command")
     _add_filters(command)
     command.add_argument("pattern", metavar="PATTERN", nargs="?", default="", help="text that the command has in it")
+
+    command = _add_command(commands, "verify", run_verify, "hold ledger and recordings against the chain")
+    command.add_argument("--head", default="", help="a head of the chain from the log or a logout: it must be in there")
+    _add_since(command, "no recordings of sessions that ended before")
+
+    command = _add_command(commands, "retire", run_retire, "remove old recordings, and say so in the ledger")
+    command.add_argument(
+        "--older-than", metavar="AGE", type=parse_age, required=True, help="of sessions that ended so long ago: 180d"
+    )
     return parser
 
 
@@ -3347,9 +3388,12 @@ def _add_jumpserver(parser: argparse.ArgumentParser, default: object) -> None:
 
 def _add_filters(command: argparse.ArgumentParser) -> None:
     command.add_argument("--user", metavar="USER", default="", help="of this user's sessions only")
-    command.add_argument(
-        "--since", metavar="DATE", type=parse_moment, help="such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
-    )
+    _add_since(command, "since then only")
+
+
+def _add_since(command: argparse.ArgumentParser, meaning: str) -> None:
+    forms = "such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
+    command.add_argument("--since", metavar="DATE", type=parse_moment, help=f"{meaning}; {forms}")
 
 
 _AGE = re.compile(r"([0-9]{1,6})([mhdw])")
@@ -3396,6 +3440,137 @@ def run_commands(options: argparse.Namespace) -> int:
     """``commands``"""
     with opened_ledger(load_config(options.jumpserver)):
         return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """``verify``: a line for each thing that does not fit, then one that counts. Exit status 1 if there is one."""
+    config = load_config(options.jumpserver)
+    with opened_ledger(config) as ledger, contextlib.closing(Progress()) as progress:
+        proof = Proof(
+            ledger,
+            functools.partial(_recorded, config.record_path),
+            head=options.head,
+            since=options.since or 0.0,
+            step=progress.step,
+        )
+        count = 0
+        for finding in itertools.chain(proof.findings(), _unknown_recordings(ledger, config.record_path)):
+            count += 1
+            progress.print(visible(finding))
+        progress.print(
+            f"{proof.entries} entries, {proof.sessions} sessions, {proof.recordings} recordings read,"
+            f" {proof.retired} retired: {f'{count} faults' if count else 'good'}"
+        )
+    return 1 if count else 0
+
+
+def _recorded(root: Path, info: SessionInfo) -> tuple[int, str] | None:
+    """Size and digest of a session's recording; of an open one only that it is there. None: it is not.
+
+    Raises RecordError when it cannot be read.
+    """
+    try:
+        path = find_recording(root, info.filename)
+    except RecordError:
+        return None
+    if info.logout_at is None:
+        return 0, ""
+    try:
+        found = examine(path)
+    except RecordError:
+        found = examine(find_recording(root, info.filename))  # it may have been packed meanwhile
+    return found.size, found.sha256
+
+
+_LOGIN_SECONDS = 60.0  # at most between a recording's beginning and its row
+
+
+def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
+    """The recordings of which no session says that they are its own."""
+    for path in recordings(root):
+        info = ledger.session(session_of(path))
+        with contextlib.suppress(OSError):  # it is being packed, or retired
+            is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
+            if not is_new and (info is None or _own_recording(root, info) != path.resolve()):
+                yield f"{path} is the recording of no session in the ledger"
+
+
+def _own_recording(root: Path, info: SessionInfo) -> Path | None:
+    """The recording of a session, if it is there and no other session's."""
+    with contextlib.suppress(RecordError):
+        path = find_recording(root, info.filename)
+        return path if session_of(path) == info.session_id else None
+    return None
+
+
+_RETIRE_SESSIONS = 500  # found at a time
+
+
+def run_retire(options: argparse.Namespace) -> int:
+    """``retire``: the ledger says it first, so that a crash in between leaves a file rather than a riddle."""
+    config = load_config(options.jumpserver)
+    before = time.time() - options.older_than
+    count = size = 0
+    with opened_ledger(config) as ledger, contextlib.closing(Progress()) as progress:
+        for info in _ended_sessions(ledger, before):
+            progress.step("recordings retired", count, 0)
+            if (info.logout_at or before) < before and (path := _own_recording(config.record_path, info)):
+                size += _retire(ledger, info, path)
+                count += 1
+    print(f"{count} recordings retired, {size / (1 << 20):.1f} MiB")
+    return 0
+
+
+def _ended_sessions(ledger: Ledger, before: float) -> Iterator[SessionInfo]:
+    """The sessions that have ended, of those that began before that time."""
+    query = SessionQuery(state="ended", until=before, limit=_RETIRE_SESSIONS)
+    while found := ledger.find(query):
+        yield from found
+        query = dataclasses.replace(query, before=cursor(found[-1]))
+
+
+def _retire(ledger: Ledger, info: SessionInfo, path: Path) -> int:
+    """Remove a recording; returns its size on the disk in bytes."""
+    try:
+        size = path.stat().st_size
+        ledger.append("retired", info.session_id, filename=info.filename, size=info.size, sha256=info.sha256)
+        path.unlink()
+    except OSError as exc:
+        raise RecordError(f"cannot remove {path}: {exc.strerror}") from exc
+    return size
+
+
+class Progress:
+    """A bar on stderr, if that is a terminal. One thread."""
+
+    _EVERY_SECONDS = 0.1
+    _WIDTH = 30
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._due = time.monotonic() + self._EVERY_SECONDS
+
+    def step(self, what: str, done: int, of: int) -> None:
+        """Say how far it has come; ``of``: 0 where the end is not known."""
+        if not self._is_shown or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._EVERY_SECONDS
+        filled = min(self._WIDTH, self._WIDTH * done // of) if of else 0
+        bar = f"[{'#' * filled:{self._WIDTH}}] " if of else ""
+        self._draw(f"{bar}{done:,} {what}")
+
+    def print(self, line: str) -> None:
+        """A line on stdout, above the bar."""
+        self.close()
+        print(line, flush=self._is_shown)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._is_shown:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def run_server(options: argparse.Namespace) -> int:

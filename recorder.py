@@ -46,6 +46,7 @@ __all__ = [
     "playable_size",
     "recorded_output",
     "recording_path",
+    "recordings",
     "repair",
     "session_of",
 ]
@@ -86,7 +87,7 @@ def find_recording(root: Path, name: str) -> Path:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # a NUL, a name too long, a symlink loop
             real_root = root.resolve()
             path = (real_root / f"{name}{form}").resolve()
-            inside = real_root in path.parents and path.name.endswith(f".cast{form}")
+            inside = real_root in path.parents and Path(path.name.removesuffix(form)).suffix == ".cast"
             if inside and stat.S_ISREG(path.stat().st_mode):
                 return path
     raise RecordError("no such recording")
@@ -95,6 +96,13 @@ def find_recording(root: Path, name: str) -> Path:
 def session_of(path: Path) -> str:
     """The id of the session whose recording that is."""
     return path.name.partition(".cast")[0]
+
+
+def recordings(root: Path) -> Iterator[Path]:
+    """The paths of all recordings below the root, packed ones included; links are not followed."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith((".cast", ".cast.gz")))
 
 
 def playable_size(file: BinaryIO) -> int:
