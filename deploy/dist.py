@@ -1,7 +1,6 @@
 """Build what is handed out: the one file, the folder for vendoring, and the wheel, of which this is pip's backend.
 
-``python deploy/dist.py [FOLDER]`` writes the first two. All of them hold the same files, and the same commit, Python
-and zlib make the same bytes of them: names are sorted; times are the commit's, modes fixed.
+The same commit, Python and zlib make the same bytes: names are sorted, times are the commit's, modes are fixed.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import functools
 import gzip
 import hashlib
 import io
@@ -77,6 +77,7 @@ class BuildError(Exception):
 # -- what goes in -----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def constant(name: str) -> Any:
     """What jumpserver.py says, without importing it: its dependencies may not be installed."""
     for node in ast.parse((ROOT / "jumpserver.py").read_text()).body:
@@ -85,6 +86,7 @@ def constant(name: str) -> Any:
     raise KeyError(name)
 
 
+@functools.cache
 def git(*arguments: str) -> str:
     """What git says of this checkout; "" where this is none."""
     if not (ROOT / ".git").exists():  # it may lie in somebody else's
@@ -93,12 +95,14 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@functools.cache
 def commit() -> str:
     """The commit that is built, with a word where files differ from it; that of the folder that was vendored."""
     differs = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "HEAD") + (" with changes" if differs else "") or constant("__commit__")
 
 
+@functools.cache
 def seconds() -> int:
     """The time of all files, in Unix seconds: the commit's."""
     zip_begins = 315532800  # 1980
@@ -243,12 +247,12 @@ def sources() -> Files:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Build the one file, and the folder for vendoring.")
+    parser = argparse.ArgumentParser(description="Build the one file, the folder for vendoring, and the wheel.")
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=ROOT / "dist")
     folder: Path = parser.parse_args().folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for target in (build_pyz(folder), build_folder(folder)):
+        for target in (build_pyz(folder), build_folder(folder), folder / build_wheel(str(folder))):
             print(f"{target} ({target.stat().st_size >> 10} KiB)")
     except (BuildError, subprocess.CalledProcessError) as exc:
         print(exc, file=sys.stderr)
