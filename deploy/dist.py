@@ -88,8 +88,8 @@ def constant(name: str) -> Any:
 
 @functools.cache
 def git(*arguments: str) -> str:
-    """What git says of this checkout; "" where this is none."""
-    if not (ROOT / ".git").exists():  # it may lie in somebody else's
+    """What git says of this checkout; "" where this is none, or git is missing."""
+    if not ((ROOT / ".git").exists() and shutil.which("git")):  # the folder may lie in somebody else's checkout
         return ""
     command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -205,13 +205,13 @@ def dependencies() -> Files:
 def write_zip(target: Path | io.BytesIO, files: Files) -> None:
     """A zip of the files, the same for the same files and commit."""
     moment = time.gmtime(seconds())[:6]
-    with zipfile.ZipFile(target, "w", compresslevel=9) as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         for name, data in sorted(files.items()):
             entry = zipfile.ZipInfo(name, moment)
             entry.create_system = 3  # whose modes these are: Unix
             entry.external_attr = 0o100644 << 16
             entry.compress_type = zipfile.ZIP_STORED if name.endswith(".gz") else zipfile.ZIP_DEFLATED
-            archive.writestr(entry, data)
+            archive.writestr(entry, data, compresslevel=9)
 
 
 def build_pyz(folder: Path) -> Path:
@@ -242,6 +242,7 @@ def build_folder(folder: Path) -> Path:
 
 
 def sources() -> Files:
+    """What SOURCES names, as it is here."""
     files = [file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file()]
     return {file.relative_to(ROOT).as_posix(): file.read_bytes() for file in files}
 
