@@ -38,7 +38,7 @@ import time
 import traceback
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Protocol
@@ -457,26 +457,31 @@ def _log_value(value: object) -> str:
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
 
-_SCHEMA = """
+_TELL, _HANG_UP, _PACK = 1, 2, 4
+_UNFINISHED = "(logout_at IS NULL OR todo > 0)"
+# In words that SQLite and PostgreSQL share.
+_TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, filename TEXT NOT NULL, "user" TEXT NOT NULL, namespace TEXT NOT NULL,
     pod_name TEXT NOT NULL, container_name TEXT NOT NULL, remote_addr TEXT NOT NULL, login_at DOUBLE PRECISION NOT NULL,
     logout_at DOUBLE PRECISION, reason TEXT NOT NULL DEFAULT '', exit_code BIGINT, bytes_out BIGINT, bytes_in BIGINT,
-    sha256 TEXT, hung_up BIGINT);
+    sha256 TEXT);
 CREATE TABLE IF NOT EXISTS used_tokens (jti TEXT PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL);
 CREATE INDEX IF NOT EXISTS expiring_tokens ON used_tokens (expires_at);
 CREATE TABLE IF NOT EXISTS entries (
     number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
     json TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
 CREATE TABLE IF NOT EXISTS asked (
     session_id TEXT NOT NULL, what TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (session_id, what, "by"));
 CREATE TABLE IF NOT EXISTS commands (
     number INTEGER PRIMARY KEY, session_id TEXT NOT NULL, "user" TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
-    seconds DOUBLE PRECISION NOT NULL, text TEXT NOT NULL, exit_code BIGINT);
+    seconds DOUBLE PRECISION NOT NULL, text TEXT NOT NULL, exit_code BIGINT)
 """
-# Later than the first version: what a ledger may lack.
+# Later than the first version: what a table of sessions may lack.
 _NEWER_COLUMNS = {
+    "hung_up": "BIGINT",
     "server": "TEXT NOT NULL DEFAULT ''",
     "cluster": "TEXT NOT NULL DEFAULT ''",
     "size": "BIGINT",
@@ -485,18 +490,15 @@ _NEWER_COLUMNS = {
     "chain": "TEXT NOT NULL DEFAULT ''",  # the head after its logout
     "words": "TEXT NOT NULL DEFAULT ''",  # what a search looks at: _words
 }
-_TELL, _HANG_UP, _PACK = 1, 2, 4
-_UNFINISHED = "(logout_at IS NULL OR todo > 0)"
 _INDEXES = f"""
 CREATE INDEX IF NOT EXISTS unfinished ON sessions (server) WHERE {_UNFINISHED};
-CREATE INDEX IF NOT EXISTS open_sessions ON sessions (login_at, session_id) WHERE logout_at IS NULL;
+CREATE INDEX IF NOT EXISTS sessions_open ON sessions (login_at, session_id) WHERE logout_at IS NULL;
 CREATE INDEX IF NOT EXISTS sessions_in_time ON sessions (login_at, session_id, words);
 CREATE INDEX IF NOT EXISTS sessions_of_user ON sessions ("user", login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_namespace ON sessions (namespace, login_at, session_id);
 CREATE INDEX IF NOT EXISTS sessions_of_pod ON sessions (pod_name, login_at, session_id);
-CREATE INDEX IF NOT EXISTS entries_of_session ON entries (session, number) WHERE session <> '';
 CREATE INDEX IF NOT EXISTS commands_in_time ON commands (time, number, text);
-CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text);
+CREATE INDEX IF NOT EXISTS commands_of_user ON commands ("user", time, number, text)
 """
 _AT_LOGIN = (
     *("filename", "user", "namespace", "pod_name", "container_name"),
@@ -519,12 +521,33 @@ _SEARCHED = ("user", "pod_name", "namespace", "container_name", "cluster", "remo
 _NO_DIGEST = "0" * 64  # stands before the first entry
 _PAGE_ROWS = 1000  # read at a time
 _ENTRY_LIMIT_CHARACTERS = 4096  # of a text that others hand in for an entry
+_CACHE_BYTES = 32 << 20  # for searches through 100,000 sessions; is taken as it is needed
 _LOCKED_SECONDS = 0.5  # for a file that another process has locked
 _STUCK_SECONDS = 1.0  # without any progress of those whose turn it is
 _ALONE_SECONDS = 5.0
 _ROOM_BYTES = 16 << 20  # free space below which no session begins
 _SPENT_SECONDS = 24 * 3600.0  # how far the clock may go back without making a spent token good again
 _INTEGER_MAX = (1 << 63) - 1
+
+
+class Rows(Protocol):
+    """What a statement has found, or how many rows it has changed."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Database(Protocol):
+    """A connection, while it is one thread's. Rows are read by the names of their columns."""
+
+    def execute(self, query: str, values: Sequence[Any] = (), /) -> Rows:
+        """Run a statement with a question mark for each value."""
 
 
 @dataclass(frozen=True)
@@ -621,7 +644,12 @@ class Ledger:
     the past unseen. Also remembers which one-use tokens are spent. Every method takes about a second at most, and
     raises LedgerError when another process keeps the file locked, when it cannot be written, or when it is not the one
     that was opened.
+
+    All SQL is plain enough for others than SQLite: a ledger elsewhere replaces ``open``, ``close``, ``check``,
+    ``adopt``, ``need_room``, ``reading`` and ``transaction``.
     """
+
+    LIKE = "LIKE"  # the operator that takes no heed of upper and lower case
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -638,7 +666,11 @@ class Ledger:
             with self._alone():
                 self._connect()
                 self._say_alive()
+        except LedgerError:
+            self.close()
+            raise
         except (OSError, sqlite3.Error) as exc:
+            self.close()
             raise LedgerError(f"db in [Audit]: {self.path} cannot be opened: {exc}") from exc
 
     @contextlib.contextmanager
@@ -668,25 +700,23 @@ class Ledger:
             self.path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._connection.row_factory = sqlite3.Row
-        is_chained = bool(list(self._connection.execute("PRAGMA table_info(entries)")))
-        self._connection.executescript("PRAGMA journal_mode=WAL;" + _SCHEMA)
-        there = {row["name"] for row in self._connection.execute("PRAGMA table_info(sessions)")}
-        for name, kind in _NEWER_COLUMNS.items():
-            if name not in there:
-                self._connection.execute(f"ALTER TABLE sessions ADD COLUMN {name} {kind}")
-        self._connection.executescript(_INDEXES)
-        self._identity = _identity(self.path)  # the write-ahead log is there by now, and stays while it is open
-        if not is_chained:
-            self._take_over()
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA cache_size=-{_CACHE_BYTES >> 10}")
+        tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()  # makes the write-ahead log
+        self._identity = _identity(self.path)  # of files that stay while it is open
+        with self.transaction() as db:
+            there = {row["name"] for row in db.execute("PRAGMA table_info(sessions)")}
+            self.make_tables(db, there, _INDEXES)
+            if there and "entries" not in {row["name"] for row in tables}:
+                _take_over(db)
 
-    def _take_over(self) -> None:
-        """The sessions of a ledger that had no chain yet become entries of it, as they were found."""
-        with self._transaction() as db:
-            for row in map(dict, db.execute("SELECT * FROM sessions ORDER BY login_at, session_id").fetchall()):
-                found = {name: row[name] for name in (*_AT_LOGIN, *_AT_LOGOUT)}
-                head = _append(db, "found", row["session_id"], found)
-                ended = row["logout_at"] is not None
-                _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
+    @staticmethod
+    def make_tables(db: Database, columns: Container[str], indexes: str) -> None:
+        """Make what is not there yet; ``columns``: those that the table of sessions has."""
+        missing = [name for name in _NEWER_COLUMNS if name not in columns]
+        added = [f"ALTER TABLE sessions ADD COLUMN {name} {_NEWER_COLUMNS[name]}" for name in missing]
+        for statement in (*_TABLES.split(";"), *added, *indexes.split(";")):
+            db.execute(statement)
 
     def _say_alive(self) -> None:
         self._fall_silent()
@@ -727,10 +757,10 @@ class Ledger:
 
     def check(self) -> None:
         """Raises LedgerError when no session could be written now."""
-        with self._transaction():
-            self._need_room()
+        with self.transaction():
+            self.need_room()
 
-    def _need_room(self) -> None:
+    def need_room(self) -> None:
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _ROOM_BYTES:
             raise LedgerError(f"db in [Audit]: {self.path} has less than {_ROOM_BYTES >> 20} MiB left")
@@ -741,14 +771,14 @@ class Ledger:
         with_token = bool(auth.cluster_cfg) and auth.cluster_file is None
         row = _columns(replace(info, server=self.server), _AT_LOGIN)
         kept = json.dumps({**info.as_json(), "named": auth.cluster, "with_token": with_token}, default=str)
-        with self._transaction() as db:
-            self._need_room()
+        with self.transaction() as db:
+            self.need_room()
             _insert(db, "sessions", {**row, "session_id": info.session_id, "info": kept, "words": _words(row)})
             _append(db, "login", info.session_id, row)
 
     def is_open(self, session_id: str) -> bool:
         """Whether the session has begun and not ended, on whatever server."""
-        with self._reading() as db:
+        with self.reading() as db:
             query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
             return db.execute(query, (_storable(session_id),)).fetchone() is not None
 
@@ -757,10 +787,10 @@ class Ledger:
 
         Returns the head of the chain after the logout of each.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             return [self._save(db, session) for session in sessions]
 
-    def _save(self, db: sqlite3.Connection, session: Unfinished) -> str:
+    def _save(self, db: Database, session: Unfinished) -> str:
         session_id = session.info.session_id
         before = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)))
         row, chain = _columns(session.info, _AT_LOGOUT), str(before.get("chain", ""))
@@ -781,18 +811,21 @@ class Ledger:
             with self._alone():
                 if not self._life_file(self.server).exists():  # somebody has removed it
                     self._say_alive()
-                with self._reading() as db:
-                    found = db.execute(f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}")  # noqa: S608
-                    servers = {row["server"] for row in found}
-                dead = servers.difference(self._living(), [self.server])
-                return self._adopt_of(dead) if dead else []
+                return self.adopt_from(lambda servers: servers.difference(self._living()))
         except OSError as exc:
             raise LedgerError(f"db in [Audit]: {self.path}: {exc}") from exc
+
+    def adopt_from(self, dead: Callable[[set[str]], set[str]]) -> list[Unfinished]:
+        """``adopt``, where it is known which of these servers, those that have something unfinished, are dead."""
+        with self.reading() as db:
+            found = db.execute(f"SELECT DISTINCT server FROM sessions WHERE {_UNFINISHED}")  # noqa: S608
+            servers = dead({row["server"] for row in found}) - {self.server}
+        return self._adopt_of(servers) if servers else []
 
     def _adopt_of(self, servers: Iterable[str]) -> list[Unfinished]:
         """All or nothing: what stands in the ledger as this server's, nobody takes over as long as it lives."""
         rows: list[Mapping[str, Any]] = []
-        with self._transaction() as db:
+        with self.transaction() as db:
             for server in servers:
                 query = f"SELECT * FROM sessions WHERE {_UNFINISHED} AND server = ?"  # noqa: S608
                 rows += map(dict, db.execute(query, (server,)))
@@ -805,7 +838,7 @@ class Ledger:
 
     def use_token(self, jti: str, expires_at: float) -> None:
         """Spend a one-use token (RFC 7519, section 4.1.7). Raises Denied the second time."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM used_tokens WHERE expires_at < ?", (time.time() - _SPENT_SECONDS,))
             spent = "INSERT INTO used_tokens VALUES (?, ?) ON CONFLICT DO NOTHING"
             if not db.execute(spent, (_storable(jti), expires_at)).rowcount:
@@ -813,19 +846,19 @@ class Ledger:
 
     def append(self, kind: str, session_id: str = "", **values: object) -> None:
         """Write an entry of its own into the chain: who did what, and when. Long texts are cut."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             _append(db, kind, session_id, {name: _short(value) for name, value in values.items()})
 
     def head(self) -> str:
         """The chain in one word, ``<number>:<hex digest>`` of its last entry: a copy elsewhere proves all before it."""
-        with self._reading() as db:
+        with self.reading() as db:
             number, digest = _last(db)
             return f"{number}:{digest}"
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
         """The entries behind that number, in order; nothing is locked between two of them."""
         while True:
-            with self._reading() as db:
+            with self.reading() as db:
                 query = "SELECT * FROM entries WHERE number > ? ORDER BY number LIMIT ?"
                 page = [_entry(row) for row in db.execute(query, (after, _PAGE_ROWS))]
             yield from page
@@ -837,11 +870,11 @@ class Ledger:
         """Each row of a session with the entries of that session, as they were at one moment. Locks as ``entries``."""
         page = "SELECT * FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?"
         kinds = ", ".join(f"'{kind}'" for kind in (*_ROW_ENTRIES, "retired"))
-        entries = f"entries ON session = session_id AND kind IN ({kinds})"
+        entries = f"entries ON session = session_id AND number > 0 AND kind IN ({kinds})"
         query = f"SELECT * FROM ({page}) AS page LEFT JOIN {entries} ORDER BY session_id, number"  # noqa: S608
         found: list[dict[str, Any]] = [{"session_id": ""}]
         while found:
-            with self._reading() as db:
+            with self.reading() as db:
                 found = [dict(row) for row in db.execute(query, (found[-1]["session_id"], _PAGE_ROWS))]
             for _, same in itertools.groupby(found, operator.itemgetter("session_id")):
                 rows = list(same)
@@ -853,18 +886,18 @@ class Ledger:
             "SELECT DISTINCT session FROM entries WHERE kind IN ('login', 'found')"
             " AND session NOT IN (SELECT session_id FROM sessions) ORDER BY session"
         )
-        with self._reading() as db:
+        with self.reading() as db:
             return [row["session"] for row in db.execute(query)]
 
     def command_rows(self, first: int, last: int) -> list[Mapping[str, Any]]:
         """The rows of the table of commands with these numbers."""
-        with self._reading() as db:
+        with self.reading() as db:
             query = "SELECT * FROM commands WHERE number BETWEEN ? AND ? ORDER BY number"
             return [dict(row) for row in db.execute(query, (first, last))]
 
     def last_command(self) -> int:
         """The highest number of a row of the table of commands; 0 if there is none."""
-        with self._reading() as db:
+        with self.reading() as db:
             return _last_command(db)
 
     def find(self, query: SessionQuery) -> list[SessionInfo]:
@@ -872,10 +905,15 @@ class Ledger:
         where = _Where()
         if query.state:
             where.add("logout_at IS NULL" if query.state == "open" else "logout_at IS NOT NULL")
+        # The one index that is likely to lead to the fewest rows; SQLite would take any, and so it sees no other.
+        narrow = query.state == "open"
         for name, text in (("pod_name", query.pod), ("user", query.user), ("namespace", query.namespace)):
-            where.equals(name, text)
+            if text:
+                narrow = narrow or (name == "namespace" and bool(query.q))
+                where.add(f"\"{name}\" || '' = ?" if narrow else f'"{name}" = ?', text)
+                narrow = True
         where.within("login_at", query.since, query.until)
-        where.contains("words", query.q.lower())
+        where.contains(f"words {self.LIKE}", query.q.lower())
         if query.before:
             last = "SELECT login_at, session_id FROM sessions WHERE session_id = ?"
             where.add(f"(login_at, session_id) < ({last})", query.before)
@@ -883,7 +921,7 @@ class Ledger:
 
     def session(self, session_id: str) -> SessionInfo | None:
         """What the ledger knows of one session."""
-        with self._reading() as db:
+        with self.reading() as db:
             row = _row(db.execute("SELECT * FROM sessions WHERE session_id = ?", (_storable(session_id),)))
             return _session_info(row) if row else None
 
@@ -893,7 +931,7 @@ class Ledger:
         Returns False if the session is not open. Who asks the same twice before it is done has asked once.
         """
         row = [_short(value) for value in (session_id, what, by, reason)]
-        with self._transaction() as db:
+        with self.transaction() as db:
             query = "SELECT 1 FROM sessions WHERE session_id = ? AND logout_at IS NULL"
             if db.execute(query, row[:1]).fetchone() is None:
                 return False
@@ -903,10 +941,10 @@ class Ledger:
     def asked(self) -> list[Ask]:
         """What was asked of this server's sessions, each time once; also of those that it has adopted."""
         mine = "FROM asked WHERE session_id IN (SELECT session_id FROM sessions WHERE server = ?)"
-        with self._reading() as db:
+        with self.reading() as db:
             if db.execute(f"SELECT 1 {mine}", (self.server,)).fetchone() is None:  # nearly always
                 return []
-        with self._transaction() as db:
+        with self.transaction() as db:
             asks = [
                 Ask(row["session_id"], row["what"], row["by"], row["reason"])
                 for row in db.execute(f"SELECT * {mine}", (self.server,))
@@ -916,7 +954,7 @@ class Ledger:
 
     def add_commands(self, commands: Iterable[Command]) -> None:
         """Write commands of sessions that have a row, all or none; the chain gets one entry for all of them."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             number = _last_command(db)
             rows: list[dict[str, Any]] = []
             for command in commands:
@@ -933,9 +971,10 @@ class Ledger:
     def commands(self, query: CommandQuery) -> list[tuple[Command, SessionInfo]]:
         """The commands that match and their sessions, the newest first, ``query.limit`` at most."""
         where = _Where()
-        where.equals("user", query.user)
+        if query.user:
+            where.add('"user" = ?', query.user)
         where.within("time", query.since, query.until)
-        where.contains("lower(text)", query.q)
+        where.contains(f"text {self.LIKE}", query.q)
         if query.before:
             number = int(query.before) if query.before.isdecimal() and len(query.before) < 19 else 0
             where.add("(time, number) < (SELECT time, number FROM commands WHERE number = ?)", number)
@@ -947,24 +986,25 @@ class Ledger:
         """The last rows of a table in that order, backwards."""
         backwards = ", ".join(f"{name} DESC" for name in order)
         query = f"SELECT * FROM {table} WHERE {where} ORDER BY {backwards} LIMIT ?"  # noqa: S608
-        with self._reading() as db:
+        with self.reading() as db:
             return list(db.execute(query, (*where.values, max(1, min(limit, _PAGE_ROWS)))))
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that the block writes, or nothing of it."""
-        with self._reading() as db:
+    def transaction(self) -> Iterator[Database]:
+        """All that the block writes, or nothing of it; one at a time, of all servers."""
+        with self.reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
-            finally:
-                if db.in_transaction:  # not after a commit; SQLite may have rolled back by itself
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                     db.execute("ROLLBACK")
+                raise
             self._progress = time.monotonic()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[Database]:
         """The connection, for one thread at a time."""
         self._wait_turn()
         try:
@@ -991,6 +1031,14 @@ def _identity(db: Path) -> object:
     return [(status.st_dev, status.st_ino) for status in (db.stat(), db.with_name(f"{db.name}-wal").stat())]
 
 
+def _take_over(db: Database) -> None:
+    """The sessions of a ledger that had no chain yet become entries of it, as they were found."""
+    for row in map(dict, db.execute("SELECT * FROM sessions ORDER BY login_at, session_id").fetchall()):
+        head = _append(db, "found", row["session_id"], {name: row[name] for name in _ROW_ENTRIES["found"]})
+        ended = row["logout_at"] is not None
+        _update(db, row["session_id"], {"words": _words(row), "chain": head if ended else ""})
+
+
 class _Where:
     """The conditions of a query, and the values of their question marks."""
 
@@ -1004,12 +1052,7 @@ class _Where:
     def add(self, condition: str, *values: object) -> None:
         """One more that has to hold."""
         self._conditions.append(condition)
-        self.values += map(_short, values)
-
-    def equals(self, name: str, text: str) -> None:
-        """Where there is a text, the column is that text."""
-        if text:
-            self.add(f'"{name}" = ?', text)
+        self.values += map(_storable, values)
 
     def within(self, name: str, since: float | None, until: float | None) -> None:
         """The column lies between two times; None: no end."""
@@ -1018,25 +1061,25 @@ class _Where:
         if until is not None:
             self.add(f"{name} <= ?", until)
 
-    def contains(self, name: str, part: str) -> None:
-        """The text has that part; ``%`` and ``_`` in it stand for themselves."""
+    def contains(self, like: str, part: str) -> None:
+        """The text that is ``like`` has that part; ``%`` and ``_`` in it stand for themselves."""
         if part:
-            escaped = re.sub(r"([\\%_])", r"\\\1", part)
-            self.add(f"{name} LIKE lower(?) ESCAPE '\\'", f"%{escaped}%")
+            escaped = re.sub(r"([\\%_])", r"\\\1", str(_short(part)))
+            self.add(f"{like} ? ESCAPE '\\'", f"%{escaped}%")
 
 
-def _row(found: sqlite3.Cursor) -> dict[str, Any]:
+def _row(found: Rows) -> dict[str, Any]:
     """The first row of what was found; empty if there is none."""
     return dict(found.fetchone() or {})
 
 
-def _insert(db: sqlite3.Connection, table: str, row: Mapping[str, object]) -> None:
+def _insert(db: Database, table: str, row: Mapping[str, object]) -> None:
     names = ", ".join(f'"{name}"' for name in row)
     query = f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608
     db.execute(query, [_storable(value) for value in row.values()])
 
 
-def _update(db: sqlite3.Connection, session_id: str, row: Mapping[str, object]) -> None:
+def _update(db: Database, session_id: str, row: Mapping[str, object]) -> None:
     names = ", ".join(f'"{name}" = ?' for name in row)
     db.execute(f"UPDATE sessions SET {names} WHERE session_id = ?", [*map(_storable, row.values()), session_id])  # noqa: S608
 
@@ -1066,7 +1109,7 @@ def _words(row: Mapping[str, Any]) -> str:
     return "\n".join(row.get(name) or "" for name in _SEARCHED).lower()
 
 
-def _last_command(db: sqlite3.Connection) -> int:
+def _last_command(db: Database) -> int:
     return _row(db.execute("SELECT max(number) AS last FROM commands"))["last"] or 0
 
 
@@ -1132,13 +1175,13 @@ def _compact(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _last(db: sqlite3.Connection) -> tuple[int, str]:
+def _last(db: Database) -> tuple[int, str]:
     """Number and digest of the last entry."""
     last = _row(db.execute("SELECT number, digest FROM entries ORDER BY number DESC LIMIT 1"))
     return last.get("number", 0), last.get("digest", _NO_DIGEST)
 
 
-def _append(db: sqlite3.Connection, kind: str, session_id: str, values: Mapping[str, object]) -> str:
+def _append(db: Database, kind: str, session_id: str, values: Mapping[str, object]) -> str:
     """Add an entry, in a transaction that keeps all others out; returns the head of the chain."""
     number, before = _last(db)
     row: dict[str, Any] = {"number": number + 1, "time": time.time(), "kind": kind, "session": _storable(session_id)}
@@ -1166,13 +1209,13 @@ class Proof:
     def __init__(
         self,
         ledger: Ledger,
-        examine: Callable[[SessionInfo], tuple[int, str] | None],
+        examine: Callable[[SessionInfo], tuple[int, str]],
         *,
         head: str = "",
         since: float = 0.0,
         step: Callable[[str, int, int], None] = lambda what, done, of: None,
     ) -> None:
-        """``examine`` reads a recording: its size and SHA-256, or None if it is missing.
+        """``examine`` reads a recording: its size and SHA-256; FileNotFoundError, or OSError if it cannot be read.
 
         ``head``: what must be in the chain, ``<number>:<digest>`` or the digest alone; ``since``: leaves out recordings
         whose sessions ended before; ``step`` is told how far it has come.
@@ -1228,19 +1271,23 @@ class Proof:
         is_open = info.logout_at is None
         if not is_open and _number(info.logout_at) < self._since:
             return
-        found, name = self._examine(info), f"the recording of session {info.session_id}, {info.filename},"
-        self.retired += "retired" in kinds
-        self.recordings += found is not None
-        if found is None:
-            if "retired" not in kinds:
+        is_retired, name = "retired" in kinds, f"the recording of session {info.session_id}, {info.filename},"
+        self.retired += is_retired
+        try:
+            size, sha256 = self._examine(info)
+        except FileNotFoundError:
+            if not is_retired:
                 yield f"{name} is missing"
-        elif "retired" in kinds:
+            return
+        except OSError as exc:
+            yield f"{name} cannot be read: {exc}"
+            return
+        self.recordings += 1
+        if is_retired:
             yield f"{name} was retired, and is still there"
-        elif is_open:
-            pass
-        elif info.size is not None and found[0] != info.size:
-            yield f"{name} is {'longer' if found[0] > info.size else 'shorter'}: {found[0]} bytes, not {info.size}"
-        elif found[1] != info.sha256:
+        elif not is_open and info.size not in (None, size):
+            yield f"{name} is {'longer' if size > _number(info.size) else 'shorter'}: {size} bytes, not {info.size}"
+        elif not is_open and sha256 != info.sha256:
             yield f"{name} was changed" if info.sha256 else f"{name} has no digest in the ledger"
 
 
@@ -1248,8 +1295,9 @@ def _check_row(row: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[str
     """Whether a session's row says what its entries say, the later ones in place of the earlier ones."""
     said: dict[str, Any] = {}
     for entry in entries:
-        said.update({name: entry.values.get(name) for name in _ROW_ENTRIES.get(entry.kind, ()) if name in entry.values})
-        if said.get("logout_at") is not None and entry.kind in ("found", "logout"):
+        names = entry.values.keys() & set(_ROW_ENTRIES.get(entry.kind, ()))
+        said.update({name: entry.values[name] for name in names})
+        if entry.kind == "logout" or (entry.kind == "found" and said.get("logout_at") is not None):
             said["chain"] = entry.head
     if not said:
         yield f"session {row['session_id']} has a row, but no entry"

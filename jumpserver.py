@@ -3495,21 +3495,18 @@ def run_verify(options: argparse.Namespace) -> int:
     return 1 if count else 0
 
 
-def _recorded(root: Path, info: SessionInfo) -> tuple[int, str] | None:
-    """Size and digest of a session's recording; of an open one only that it is there. None: it is not.
-
-    Raises RecordError when it cannot be read.
-    """
+def _recorded(root: Path, info: SessionInfo) -> tuple[int, str]:
+    """Size and digest of a session's recording; nothing of an open one but that it is there. Raises OSError."""
     try:
         path = find_recording(root, info.filename)
-    except RecordError:
-        return None
+    except RecordError as exc:
+        raise FileNotFoundError(str(exc)) from exc
     if info.logout_at is None:
         return 0, ""
     try:
         found = examine(path)
-    except RecordError:
-        found = examine(find_recording(root, info.filename))  # it may have been packed meanwhile
+    except RecordError as exc:
+        raise OSError(str(exc)) from exc
     return found.size, found.sha256
 
 
@@ -3522,7 +3519,8 @@ def _unknown_recordings(ledger: Ledger, root: Path) -> Iterator[str]:
         info = ledger.session(session_of(path))
         with contextlib.suppress(OSError):  # it is being packed, or retired
             is_new = 0 <= time.time() - path.stat().st_ctime < _LOGIN_SECONDS
-            if not is_new and (info is None or _own_recording(root, info) != path.resolve()):
+            own = _own_recording(root, info) if info else None
+            if not is_new and (own is None or own.parent != path.resolve().parent):  # for a moment, it has both forms
                 yield f"{path} is the recording of no session in the ledger"
 
 

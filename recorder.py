@@ -8,7 +8,8 @@ Events are asciicast's own (``o`` output, ``r`` resize, ``m`` marker) and one mo
 the ``o`` event has U+FFFD in its place, as a terminal shows it, and a ``b`` event after it has the bytes, in base64, so
 that nothing is lost. Players pass over codes that they do not know.
 
-Where is what: finding, repairing and examining; ``RecordFolder``; ``Recorder``; packed recordings.
+Where is what: finding, repairing and examining; ``RecordFolder``; ``Recorder``; packed recordings; searching; reading
+as text.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import struct
 import threading
 import time
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "Examined",
+    "Found",
     "PackedFile",
     "RecordError",
     "RecordFolder",
@@ -48,7 +52,10 @@ __all__ = [
     "recording_path",
     "recordings",
     "repair",
+    "search",
+    "search_pattern",
     "session_of",
+    "transcript",
 ]
 
 _SYNC_SECONDS = 5.0  # what a crash of the machine can lose of a busy recording
@@ -632,3 +639,328 @@ class _Unpacked(io.RawIOBase):
     def close(self) -> None:
         self._packed.close()
         super().close()
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+_SEARCH_BYTES = 1 << 22  # at a time
+_SEARCH_WINDOW_BYTES = 1 << 18  # what a match and its line may take to each side, with all that is not shown
+_SEQUENCE_BYTES = 1 << 12  # before a match, in which an escape sequence is looked for that it is a part of
+_AROUND_CHARACTERS = 500  # of the line, to each side of the match
+# What may stand between two letters of a text and is not shown, as it stands in the file, where the pod's output is
+# inside of JSON strings. No part of it can be taken for another, so that nothing is tried twice.
+_NEXT_EVENT = (
+    rb'"[ \t]{0,8}\][ \t\r]{0,8}\n'
+    rb'(?:\[[^"\n]{0,64}"[^o"\n]"[^\n]*\n)*'  # other events than output
+    rb'\[[^"\n]{0,64}"o"[ \t]{0,8},[ \t]{0,8}"'
+)
+_ESC = rb"\\u001[bB]"
+_SEQUENCE = (  # ECMA-48, sections 5.3, 5.4 and 5.6: control sequences, control strings, all others
+    rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*)?(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
+    rb"|%(esc)b[\]P_X^][^\\\"\n]*(?:\\(?!u001[bB]|u0007)[^\n][^\\\"\n]*)*"  # ends before ESC or BEL, which are next
+    rb"|%(esc)b(?:[ !#-/]|\\\")*(?:[0-OQ-WYZ`-~]|\\\\)"
+) % {b"esc": _ESC, b"next": _NEXT_EVENT}
+_HIDDEN = rb"(?:%b|%b|\\u000[0-7eEfF])*" % (_SEQUENCE, _NEXT_EVENT)
+_SEQUENCE_HERE = re.compile(_SEQUENCE)
+_EVENT_ENDS = re.compile(_NEXT_EVENT)
+_OUTPUT_BEGINS = re.compile(rb'\[[ \t]{0,8}([0-9.eE+-]{1,32})[ \t]{0,8},[ \t]{0,8}"o"[ \t]{0,8},[ \t]{0,8}"')
+_SPELLED_OTHERWISE = "\"&'+/<=>\\`"  # than as they are, by some writers of JSON
+_JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.?))", re.DOTALL)
+_JSON_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A line of a recording's output in which a text was shown."""
+
+    seconds: float  # since the recording's start, of the event in which the match begins
+    line: str  # without escape sequences, but with other control characters; a long one around the match only
+
+
+def search_pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[bytes]:
+    """A pattern that finds the text in the bytes of a recording, also over several events and with colours inside.
+
+    Of any writer: JSON can spell a character in several ways. With ``ignore_case`` it is for bytes in lower case.
+    """
+    return re.compile(_HIDDEN.join(_spellings(character, ignore_case) for character in text))
+
+
+def _spellings(character: str, ignore_case: bool) -> bytes:
+    cases = {character, character.lower(), character.upper()} if ignore_case else {character}
+    spelled = {escape(case.encode("utf-8", "surrogatepass")) for case in cases}
+    if not character.isascii() or character in _SPELLED_OTHERWISE:
+        units = character.encode("utf-16-be", "surrogatepass").hex()
+        spelled.add("".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)).encode())
+        spelled.add("".join(f"\\u{units[i : i + 4].upper()}" for i in range(0, len(units), 4)).encode())
+        spelled.add(rb"\/" if character == "/" else escape(character.encode("utf-8", "surrogatepass")))
+    if ignore_case:
+        spelled = {spelling.lower() for spelling in spelled}
+    either = b"|".join(map(re.escape, sorted(spelled)))
+    return either if len(spelled) == 1 else b"(?:%b)" % either
+
+
+def search(file: BinaryIO, pattern: re.Pattern[bytes], *, ignore_case: bool = False) -> Iterator[Found]:
+    """The lines that match, each once. Memory does not grow with the file. Raises OSError.
+
+    A line is what was shown up to a line feed, 256 KiB of the file at most; one that is longer counts as several. Where
+    a cursor was moved, or what was shown was drawn over, no match is seen.
+    """
+    data, position, ended = b"", 0, False  # data: of the file, from the beginning of an event on
+    while not ended:
+        block = file.read(_SEARCH_BYTES)
+        ended = not block
+        data += block or b"\n"  # so that the last line has an end, too
+        limit = len(data) if ended else len(data) - _SEARCH_WINDOW_BYTES
+        searched = data.lower() if ignore_case else data
+        while position < limit and (match := pattern.search(searched, position)) and match.start() < limit:
+            seconds = _time_shown(data, match.start())
+            position = match.start() + 1
+            if seconds is not None:
+                line, position = _line_around(data, match.start(), match.end())
+                yield Found(seconds, line)
+        position = max(position, limit)
+        data, position = _from_event(data, position)
+
+
+def _from_event(data: bytes, position: int) -> tuple[bytes, int]:
+    """The data from a window before the position on, and the position in that. It begins with the head of an event."""
+    begin = max(0, position - _SEARCH_WINDOW_BYTES)
+    event = data.rfind(b"\n", 0, begin) + 1
+    if begin - event <= _SEARCH_WINDOW_BYTES:
+        return data[event:], position - event
+    head = _OUTPUT_BEGINS.match(data, event, begin)
+    repeated = head[0] if head else b""
+    return repeated + data[begin:], len(repeated) + position - begin
+
+
+def _time_shown(data: bytes, position: int) -> float | None:
+    """The time of the output event of which the byte there begins a character that was shown; None for any other."""
+    event = data.rfind(b"\n", 0, position) + 1
+    head = _OUTPUT_BEGINS.match(data, event)
+    if not head or position < head.end() or _is_inside_escape(data, position):
+        return None
+    begin = max(head.end(), position - _SEQUENCE_BYTES)
+    sequence = data[begin:position].lower().rfind(b"\\u001b")
+    if sequence >= 0 and not _is_escaped(data, begin + sequence):
+        inside = _SEQUENCE_HERE.match(data, begin + sequence)
+        if inside and inside.end() > position:
+            return None
+    try:
+        return float(head[1])
+    except ValueError:
+        return None
+
+
+def _is_escaped(data: bytes, position: int) -> bool:
+    """Whether what is there follows a backslash that is not itself escaped."""
+    before = data[max(0, position - _SCAN_BYTES) : position]
+    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
+
+
+def _is_inside_escape(data: bytes, position: int) -> bool:
+    unicode = data.rfind(b"\\u", max(0, position - 5), position)
+    return _is_escaped(data, position) or (unicode >= 0 and not _is_escaped(data, unicode))
+
+
+def _line_around(data: bytes, start: int, end: int) -> tuple[str, int]:
+    """The line that has that match, and where the next one begins."""
+    begin, after = _line_begin(data, start), _line_end(data, end)
+    before, found, rest = _plain(data[begin:start]), _plain(data[start:end]), _plain(data[end:after])
+    return before[-_AROUND_CHARACTERS:] + found + rest[:_AROUND_CHARACTERS], after
+
+
+def _line_begin(data: bytes, position: int) -> int:
+    """Behind the last line feed before that was shown."""
+    floor = max(0, position - _SEARCH_WINDOW_BYTES)
+    begin = end = position
+    while True:
+        event = data.rfind(b"\n", 0, end) + 1
+        head = _OUTPUT_BEGINS.match(data, event)
+        if head:
+            newline = _last_newline(data, max(head.end(), floor), end)
+            if newline >= 0:
+                return newline + 2
+            begin = max(head.end(), floor)
+        if event <= floor:
+            return begin
+        end = event - 1
+
+
+def _last_newline(data: bytes, start: int, end: int) -> int:
+    while (end := data.rfind(b"\\n", start, end)) >= 0 and _is_escaped(data, end):
+        pass
+    return end
+
+
+def _line_end(data: bytes, position: int) -> int:
+    """Where the next line feed is that was shown, or the end of what is known of the line."""
+    limit = min(len(data), position + _SEARCH_WINDOW_BYTES)
+    while (event_end := data.find(b"\n", position, limit)) >= 0:
+        newline = _next_newline(data, position, event_end)
+        if newline >= 0:
+            return newline
+        quote = data.rfind(b'"', position, event_end)
+        more = _EVENT_ENDS.match(data, quote, limit) if quote >= 0 else None
+        if more is None:
+            return quote if quote >= 0 else event_end
+        position = more.end()
+    newline = _next_newline(data, position, limit)
+    return newline if newline >= 0 else limit
+
+
+def _next_newline(data: bytes, start: int, end: int) -> int:
+    while (newline := data.find(b"\\n", start, end)) >= 0 and _is_escaped(data, newline):
+        start = newline + 1
+    return newline
+
+
+def _plain(data: bytes) -> str:
+    """A part of a recording's output as text: one event, or several with all between them."""
+    text = _JSON_ESCAPE.sub(_unescaped, _EVENT_ENDS.sub(b"", data).decode("utf-8", "replace"))
+    return _SEQUENCES.sub("", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16)) if match[1] else _JSON_CONTROLS.get(match[2], match[2])
+
+
+# -- reading as text --------------------------------------------------------------------------------------------------
+
+_TEXT_LINE_CHARACTERS = 4096  # a longer line is continued on the next one
+_FULL_SCREEN = "[full-screen program]"
+_UNREADABLE = "[an event that cannot be read]"
+_STRING = r"(?:\x1b[\]P_X^]|[\x90\x98\x9d-\x9f])[^\x07\x18\x1a\x1b\x9c]*"
+_CONTROL_SEQUENCE = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+_SEQUENCES = re.compile(rf"{_CONTROL_SEQUENCE}|{_STRING}|\x1b[ -/]*[0-OQ-WYZ\\`-~]")
+_TOKENS = re.compile(
+    rf"(?P<text>[^\x00-\x1f\x7f-\x9f]+)|(?P<control>{_CONTROL_SEQUENCE})|(?P<string>{_STRING})"
+    r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]|(?P<character>[\x00-\x1f\x7f-\x9f])"
+)
+_STRING_END = re.compile(r"[\x07\x18\x1a\x1b\x9c]")
+_BEGUN = re.compile(r"(?:\x1b|\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ROWS_CHANGE = "ABEFHJSTdf"  # final characters of control sequences that leave the line
+_ALTERNATE_SCREEN = {"?47", "?1047", "?1049"}
+
+
+def transcript(file: BinaryIO) -> Iterator[str]:
+    """What a session showed, as lines of plain text without control characters. Raises OSError.
+
+    Lines are as they stood when they were left: progress bars in their last state, typing mistakes mended. Programs
+    that draw the whole screen are only mentioned, and so are the server's own words, in brackets.
+    """
+    paper = _Paper()
+    while line := file.readline(_LINE_LIMIT_BYTES):
+        if not line.startswith(b"["):  # the header, or the rest of what is too long
+            continue
+        try:
+            _, code, data = json.loads(line.decode("utf-8", "replace"), strict=False)
+        except (ValueError, TypeError, RecursionError):
+            yield _UNREADABLE
+            continue
+        if code == "o" and isinstance(data, str):
+            yield from paper.print(data)
+        elif code == "m" and isinstance(data, str) and not data.startswith("$ "):
+            yield f"[{_UNPRINTABLE.sub(' ', data[:_TEXT_LINE_CHARACTERS])}]"
+    yield from paper.end()
+
+
+class _Paper:
+    """A terminal of one line: what leaves the line is printed, and cannot be changed any more."""
+
+    def __init__(self) -> None:
+        self._cells = ""  # of the line; a wide character takes two, the second one is NUL
+        self._column = 0
+        self._begun = ""  # an escape sequence of which the end has not come yet
+        self._in_string = False  # a control string
+        self._full_screen = False
+
+    def print(self, text: str) -> Iterator[str]:
+        """Take output; returns the lines that are done."""
+        text = self._whole(self._begun + text)
+        for token in _TOKENS.finditer(text):
+            if token["control"]:
+                yield from self._control(token["control"])
+            elif token["string"]:
+                self._in_string = token.end() == len(text)
+            elif self._full_screen:
+                continue
+            elif token["text"]:
+                yield from self._write(token["text"])
+            elif token["character"]:
+                yield from self._move(token["character"])
+
+    def end(self) -> Iterator[str]:
+        """The line in which the output ended."""
+        if self._cells:
+            yield self._cut()
+
+    def _whole(self, text: str) -> str:
+        """The text without the rest of a control string, and without an escape sequence that is not complete yet."""
+        if self._in_string:
+            end = _STRING_END.search(text)
+            text = text[end.start() :] if end else ""
+            self._in_string = end is None
+        begin = max(text.rfind("\x1b"), text.rfind("\x9b"))
+        is_begun = begin >= 0 and _BEGUN.fullmatch(text, begin)
+        self._begun = text[begin:] if is_begun else ""
+        return text[:begin] if is_begun else text
+
+    def _write(self, text: str) -> Iterator[str]:
+        cells = text if text.isascii() else "".join(map(_cells_of, text))
+        while cells:
+            part, cells = cells[: _TEXT_LINE_CHARACTERS - self._column], cells[_TEXT_LINE_CHARACTERS - self._column :]
+            self._cells = self._cells.ljust(self._column)
+            self._cells = self._cells[: self._column] + part + self._cells[self._column + len(part) :]
+            self._column += len(part)
+            if cells:
+                yield self._cut()
+
+    def _move(self, character: str) -> Iterator[str]:
+        if character == "\r":
+            self._column = 0
+        elif character == "\b":
+            self._go(self._column - 1)
+        elif character == "\t":
+            self._go(self._column // 8 * 8 + 8)
+        elif character in "\n\v\f":
+            yield self._cut()
+
+    def _control(self, sequence: str) -> Iterator[str]:
+        """Do what changes the line (ECMA-48, section 8.3); all else is left out."""
+        parameters, final = sequence.lstrip("\x1b[\x9b")[:-1], sequence[-1]
+        if final in "hl" and _ALTERNATE_SCREEN & {f"?{number}" for number in parameters.lstrip("?").split(";")}:
+            if final == "h" and not self._full_screen:
+                yield _FULL_SCREEN
+            self._full_screen = final == "h"
+        elif not self._full_screen:
+            number = parameters.partition(";")[0][:5]
+            count = int(number) if number.isdecimal() else 0
+            if final in _ROWS_CHANGE:
+                yield from self.end()
+            else:
+                self._edit(final, count)
+
+    def _edit(self, final: str, count: int) -> None:
+        before, behind, many = self._cells[: self._column], self._cells[self._column :], max(1, count)
+        if final in "CDG":  # right, left, to a column
+            self._go({"C": self._column + many, "D": self._column - many, "G": many - 1}[final])
+        elif final == "K":  # erase to the end, or from the beginning, or all
+            self._cells = [before, " " * self._column + behind[1:], ""][min(count, 2)]
+        elif final == "P":  # delete
+            self._cells = before + behind[many:]
+        elif final == "@":  # insert
+            self._cells = (before + " " * min(many, _TEXT_LINE_CHARACTERS) + behind)[:_TEXT_LINE_CHARACTERS]
+        elif final == "X":  # erase
+            self._cells = before + " " * min(many, len(behind)) + behind[many:]
+
+    def _go(self, column: int) -> None:
+        self._column = max(0, min(column, _TEXT_LINE_CHARACTERS - 1))
+
+    def _cut(self) -> str:
+        line, self._cells, self._column = self._cells.replace("\0", "").rstrip(" "), "", 0
+        return line
+
+
+def _cells_of(character: str) -> str:
+    return f"{character}\0" if unicodedata.east_asian_width(character) in "WF" else character

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.ledger import measure_ledger
 from bench.links import measure_link, measure_resume
 from bench.processes import ROOT, Lab, Process, Server, nginx
 from bench.report import FULL, MB, QUICK, Report, Scale, percentile, ratios, say, table
@@ -336,6 +337,7 @@ SECTIONS: dict[str, Callable[[Lab, Scale, Report], None]] = {
     "player": measure_player,
     "link": measure_link,
     "resume": measure_resume,
+    "ledger": measure_ledger,
 }
 
 

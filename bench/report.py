@@ -33,6 +33,8 @@ class Scale:
     flood_for: float  # seconds of each until Ctrl-C
     drops: int  # of one page, one after the other
     pages: int  # dropped at the same time
+    ledger_sessions: int  # in a ledger that is searched
+    verified: int  # sessions with a recording, held against the chain
 
 
 FULL = Scale(
@@ -48,6 +50,8 @@ FULL = Scale(
     flood_for=4.0,
     drops=30,
     pages=100,
+    ledger_sessions=100_000,
+    verified=10_000,
 )
 QUICK = Scale(
     rounds=1,
@@ -62,6 +66,8 @@ QUICK = Scale(
     flood_for=0.3,
     drops=3,
     pages=10,
+    ledger_sessions=2000,
+    verified=20,
 )
 
 

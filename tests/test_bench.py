@@ -69,13 +69,18 @@ FIGURES = {
             ("10 dropped at once", ": drop to prompt p50"),
         )
     ],
+    "ledger": [
+        *("ledger: a login with its entry", "ledger: a logout with its entry", "ledger: an entry alone"),
+        *("a page of 2,000: all", "a page of 2,000: open", "a page of 2,000: q that none has"),
+        *("commands of 2,000: q that none has", "verify, 20 sessions"),
+    ],
     "player": ["recording of 20 MB: ours", "recording of 20 MB: ours, gzip", "recording: memory growth of the server"],
 }
 MAY_BE_ZERO = ("recording: memory growth", "echo p50, ours idle over direct", "waits in the cluster", "not shown")
 
 
 @pytest.mark.parametrize(
-    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player"), ("link", "resume")]
+    "sections", [("throughput", "latency"), ("sessions", "processes", "start", "player", "ledger"), ("link", "resume")]
 )
 def test_a_quick_run_writes_every_figure(tmp_path: Path, sections: tuple[str, ...]) -> None:
     out = tmp_path / "bench.json"

@@ -335,7 +335,7 @@ def test_those_behind_slow_ones_wait_as_long_as_it_moves(ledger: Ledger, monkeyp
     monkeypatch.setattr("hooks._STUCK_SECONDS", 0.5)
 
     def slow(_: int) -> None:
-        with ledger._transaction():
+        with ledger.transaction():
             threading.Event().wait(0.1)  # as on a slow disk
 
     with ThreadPoolExecutor(12) as pool:

@@ -1,0 +1,1 @@
+"""Starting points for an integration. Each is run by a test of its own."""
