@@ -3618,24 +3618,25 @@ def run_server(options: argparse.Namespace) -> int:
     return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
 
 
+# What init writes: the files in deploy/, and the modes they get.
 INIT_MODES = {"jumpserver.toml": 0o640, "our_hooks.py": 0o644, "jumpserver.service": 0o644, "nginx.conf": 0o644}
-_UNIT_PATH = re.compile(r"[\w.+@/-]+")  # which neither a unit nor a shell takes for anything else
+_UNIT_PATH = re.compile(r"[\w.+@/-]+", re.ASCII)  # which neither a unit nor a shell takes for anything else
 _NEXT_STEPS = """\
 1. Name your clusters' kubeconfigs under [Clusters] of {folder}/jumpserver.toml, and give its secret to your platform.
 2. useradd --system jumpserver; install -d -o jumpserver -g jumpserver -m 750 {folder}/records
 3. chgrp jumpserver {folder}/jumpserver.toml, and {program} --check -jumpserver {folder}/jumpserver.toml
 4. cp {folder}/jumpserver.service /etc/systemd/system/ && systemctl enable --now jumpserver
-5. Put the locations of {folder}/nginx.conf into the platform's nginx, and open https://…/jumpserver/#ssh_token=…"""
+5. Put {folder}/nginx.conf's locations into the platform's nginx; /jumpserver/#ssh_token=<token> opens a terminal."""
 
 
 def run_init(options: argparse.Namespace) -> int:
     """``init``: what stands in deploy/, for this folder and with a secret of its own."""
-    folder, program = str(options.folder.absolute()), f"{sys.executable} {os.path.abspath(sys.argv[0])}"
-    for path in (folder, *program.split(" ", 1)):
+    folder, program = str(options.folder.absolute()), os.path.abspath(sys.argv[0])
+    for path in (folder, sys.executable, program):
         if not _UNIT_PATH.fullmatch(path):
             raise ConfigError(f"{path}: choose a path of letters, digits and . _ + @ - only, for the sake of the unit")
     ours = {
-        "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py": program,
+        "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py": f"{sys.executable} {program}",
         "/opt/jumpserver": folder,
         "/data/jumpserver": folder,
         'secret = ""': f'secret = "{secrets.token_urlsafe(32)}"',
@@ -3648,8 +3649,8 @@ def run_init(options: argparse.Namespace) -> int:
             written = _write_new(os.path.join(folder, name), text, mode)
             print(f"{folder}/{name}{'' if written else ' is there already'}")
     except OSError as exc:
-        raise ConfigError(f"{exc.filename}: {exc.strerror}") from exc
-    print(f"\n{_NEXT_STEPS.format(folder=folder, program=program)}")
+        raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
+    print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
     return 0
 
 
