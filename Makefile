@@ -5,10 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt
 
-.PHONY: demo test bench soak lint setup locks clean
+# `make dist` also has pip fetch the runtime dependencies into build/wheels, by the same hashes.
+.PHONY: demo dist test bench soak lint setup locks clean
 
 demo: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m demo $(ARGS)
+
+dist: $(VENV)/demo.ready static/node_modules/ready
+	$(BIN)/python deploy/dist.py
 
 test: setup lint
 	$(BIN)/python -m pytest $(ARGS)
@@ -41,4 +45,4 @@ locks:
 		--no-annotate --custom-compile-command "make locks" -o $$lock $${lock%.txt}.in || exit; done
 
 clean:
-	rm -rf $(VENV) static/node_modules tests/node_modules
+	rm -rf $(VENV) build dist static/node_modules tests/node_modules

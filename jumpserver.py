@@ -145,7 +145,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+__commit__ = ""  # of which this is a copy; deploy/dist.py writes it
 
 log = logging.getLogger("jumpserver")
 
@@ -2246,10 +2247,11 @@ class LoginRate:
 
 @dataclass(frozen=True)
 class Asset:
-    """A file that is served as it is; read once, so that it may also lie inside a zip."""
+    """A file that is served as it is."""
 
     data: bytes = field(repr=False)
     content_type: str
+    packed: bytes = field(default=b"", repr=False)  # by gzip, if it came so
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -2261,7 +2263,7 @@ class Asset:
 
     @functools.cached_property
     def gzipped(self) -> bytes:
-        return gzip.compress(self.data, 6, mtime=0)
+        return self.packed or gzip.compress(self.data, 6, mtime=0)
 
 
 _PACKED = "-gzip"  # ends the ETag of what is sent packed
@@ -2309,23 +2311,46 @@ _CONTENT_TYPES = {
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
 
+_HOME = os.path.dirname(__file__)  # of the program's files: a folder, or a .pyz as the command line names it
+
+
 class _Loader(Protocol):
     def get_data(self, path: str) -> bytes: ...
 
 
-def load_assets(platform_url: str = "") -> dict[str, Asset]:
-    """Read the pages through this module's loader, which works inside a zip too. See missing_assets."""
-    placeholder, value = (f'name="platform-url" content="{html.escape(url)}"'.encode() for url in ("", platform_url))
+@functools.cache
+def shipped(name: str) -> bytes:
+    """A file that came with the program. Raises OSError.
+
+    Read once: another version may take a .pyz's place while this one runs.
+    """
     loader: _Loader = globals()["__loader__"]
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
+    return loader.get_data(os.path.join(_HOME, name))
+
+
+def load_assets(platform_url: str = "") -> dict[str, Asset]:
+    """Read the pages. See missing_assets."""
+    placeholder, value = (f'name="platform-url" content="{html.escape(url)}"'.encode() for url in ("", platform_url))
     assets: dict[str, Asset] = {}
     for route, name in ASSETS.items():
         with contextlib.suppress(OSError):
-            data = loader.get_data(os.path.join(folder, name))
+            asset = _load_asset(name)
             if name == "index.html":
-                data = data.replace(placeholder, value)
-            assets[route] = Asset(data, _CONTENT_TYPES[Path(name).suffix])
+                asset = dataclasses.replace(asset, data=asset.data.replace(placeholder, value))
+            assets[route] = asset
     return assets
+
+
+def _load_asset(name: str) -> Asset:
+    """A file below static/: the operator's beside a .pyz, else the one that came with the program, packed or not."""
+    content_type = _CONTENT_TYPES[Path(name).suffix]
+    own = Path(_HOME).absolute().parent / "static" / name
+    if os.path.isfile(_HOME) and own.exists():
+        return Asset(own.read_bytes(), content_type)
+    with contextlib.suppress(OSError):
+        packed = shipped(f"static/{name}.gz")
+        return Asset(gzip.decompress(packed), content_type, packed)
+    return Asset(shipped(f"static/{name}"), content_type)
 
 
 def missing_assets(assets: Mapping[str, Asset]) -> list[str]:
@@ -4074,7 +4099,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_jumpserver(parser, Path("jumpserver.toml"))
     parser.add_argument("--check", action="store_true", help="check the configuration and the hooks file, then exit")
-    parser.add_argument("--version", action="version", version=f"jumpserver {__version__}")
+    version = f"{__version__} ({__commit__})" if __commit__ else __version__
+    parser.add_argument("--version", action="version", version=f"jumpserver {version}")
     parser.set_defaults(run=run_server)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="jumpserver")
 
@@ -4098,6 +4124,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--older-than", metavar="AGE", type=parse_age, required=True, help="of sessions that ended so long ago: 180d"
     )
+
+    summary = "write a configuration, a hooks file, a systemd unit and nginx's part into a folder"
+    command = commands.add_parser("init", help=summary, description=f"{summary.capitalize()}. Nothing is overwritten.")
+    command.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path(), help="this one by default")
+    command.set_defaults(run=run_init)
     return parser
 
 
@@ -4390,6 +4421,54 @@ def run_server(options: argparse.Namespace) -> int:
         print(f"{options.jumpserver}: good")
         return 0
     return serve(config, hooks_class(config.hooks_settings()), options.jumpserver)
+
+
+# What init writes: the files in deploy/, and the modes they get.
+INIT_MODES = {"jumpserver.toml": 0o640, "our_hooks.py": 0o644, "jumpserver.service": 0o644, "nginx.conf": 0o644}
+_UNIT_PATH = re.compile(r"[\w.+@/-]+", re.ASCII)  # which neither a unit nor a shell takes for anything else
+_NEXT_STEPS = """\
+1. Name your clusters' kubeconfigs under [Clusters] of {folder}/jumpserver.toml, and give its secret to your platform.
+2. useradd --system jumpserver; install -d -o jumpserver -g jumpserver -m 750 {folder}/records
+3. chgrp jumpserver {folder}/jumpserver.toml, and {program} --check -jumpserver {folder}/jumpserver.toml
+4. cp {folder}/jumpserver.service /etc/systemd/system/ && systemctl enable --now jumpserver
+5. Put {folder}/nginx.conf's locations into the platform's nginx; /jumpserver/#ssh_token=<token> opens a terminal."""
+
+
+def run_init(options: argparse.Namespace) -> int:
+    """``init``: what stands in deploy/, for this folder and with a secret of its own."""
+    folder, program = str(options.folder.absolute()), os.path.abspath(sys.argv[0])
+    for path in (folder, sys.executable, program):
+        if not _UNIT_PATH.fullmatch(path):
+            raise ConfigError(f"{path}: choose a path of letters, digits and . _ + @ - only, for the sake of the unit")
+    ours = {
+        "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py": f"{sys.executable} {program}",
+        "/opt/jumpserver": folder,
+        "/data/jumpserver": folder,
+        'secret = ""': f'secret = "{secrets.token_urlsafe(32)}"',
+    }
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, mode in INIT_MODES.items():
+            template = shipped(f"deploy/{name}").decode()
+            text = re.sub("|".join(map(re.escape, ours)), lambda match: ours[match[0]], template)
+            written = _write_new(os.path.join(folder, name), text, mode)
+            print(f"{folder}/{name}{'' if written else ' is there already'}")
+    except OSError as exc:
+        raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
+    print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
+    return 0
+
+
+def _write_new(path: str, text: str, mode: int) -> bool:
+    """Write a file of that mode, whatever the umask is; False if there is one. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, mode)
+        file.write(text)
+    return True
 
 
 def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[str, Asset]) -> list[str]:

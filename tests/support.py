@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -248,9 +248,17 @@ def opened_ledger(folder: Path) -> Iterator[hooks.Ledger]:
 class Program(Installation):
     """A jumpserver in a process of its own."""
 
-    def __init__(self, folder: Path, cluster: StandIn, *, program: Path = PROGRAM, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cluster: StandIn,
+        *,
+        python: Sequence[str] = (sys.executable,),
+        program: Path = PROGRAM,
+        **options: Any,
+    ) -> None:
         super().__init__(folder, cluster, **options)
-        self.program = program
+        self.program = (*python, str(program))
         self.log_file = folder / "log"
 
     def __enter__(self) -> Program:
@@ -263,7 +271,7 @@ class Program(Installation):
 
     def start(self, flag: str = "-jumpserver") -> None:
         with self.log_file.open("wb") as log:
-            command = [sys.executable, str(self.program), flag, str(self.config_file)]
+            command = [*self.program, flag, str(self.config_file)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
         found = re.search(r" listen=\S+:(\d+)", self.log())
