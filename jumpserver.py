@@ -2282,6 +2282,7 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "words.js",
             "live.js",
             "player.js",
             "chapters.js",
