@@ -10,6 +10,7 @@ import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-w
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
+import { showMark } from "./mark.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 import { own, said, say } from "./words.js";
 
@@ -117,6 +118,8 @@ function onSession(session) {
   el("target").textContent = el("target").title = target || say("terminal");
   el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
   el("cluster").textContent = session.cluster ? say("cluster", { name: session.cluster }) : "";
+  showMark(el("mark"), session.label || (session.colour && session.cluster), session.colour);
+  document.querySelector(".bar").style.setProperty("--mark", session.colour || null);
   el("place").hidden = !session.namespace && !session.cluster;
   document.title = say("titleOfPod", { pod: session.pod || say("pod") });
   document.body.classList.remove("fresh"); // there is output to look back at from now on

@@ -166,6 +166,11 @@ export const SAID = {
       "the server is shutting down": "服务器正在关闭",
       "the server is shutting down: this terminal ends in # minutes": "服务器正在关闭：此终端将在 # 分钟后结束",
       "the server is shutting down: this terminal ends in # seconds": "服务器正在关闭：此终端将在 # 秒后结束",
+      "the recording of this session is at # % of its largest size, at which the session ends":
+        "此会话的录像已达到大小上限的 # %，达到上限时会话将结束",
+      "nothing was typed for a while: this terminal ends in # seconds": "已有一段时间没有输入：此终端将在 # 秒后结束",
+      "the session has lasted as long as it may: this terminal ends in # seconds":
+        "会话已达到允许的最长时间：此终端将在 # 秒后结束",
       "nothing was typed for as long as a session may be idle": "无输入的时间已达到会话允许的空闲上限",
       "the session has lasted as long as it may": "会话已达到允许的最长时间",
       "you have as many terminals open as you may; end one, then open this again from the platform":
