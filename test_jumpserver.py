@@ -298,6 +298,8 @@ def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> Non
             "type": "session",
             "id": newest(server).stem,
             **where,
+            "label": "",
+            "colour": "",
             "reusable": True,
             "position": 0,
             "resume": None,
@@ -545,7 +547,6 @@ def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, clu
 @pytest.mark.parametrize(
     ("pod", "claims", "words"),
     [
-        ("multi", {}, "the pod has several containers, choose one of: c1 c2"),
         ("multi", {"container_name": "c3"}, "the pod has no such container"),
         ("distroless", {}, "the container's image has no shell"),
         ("missing", {}, "the cluster does not know it"),
