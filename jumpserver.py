@@ -15,7 +15,8 @@ Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` 
 browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
-``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; systemd.
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
+the sessions; the servers; the program; systemd.
 """
 
 from __future__ import annotations
@@ -3349,6 +3350,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+# -- what goes round beside the sessions ------------------------------------------------------------------------------
+
 FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
@@ -3552,6 +3555,9 @@ class Heartbeats:
 def _phase(session_id: str) -> float:
     """0 to 1, evenly spread: when in each interval a session has its turn."""
     return uuid.UUID(session_id).int / 2**128
+
+
+# -- the servers ------------------------------------------------------------------------------------------------------
 
 
 class ListenError(Exception):
