@@ -450,6 +450,15 @@ def newest(server: Installation) -> Path:
     return server.config.record_path / server.recordings()[-1]
 
 
+def recorded_events(path: Path, code: str) -> list[str]:
+    """The data of a recording's events of one kind. Every line must be whole."""
+    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
+
+
+def recorded_output(path: Path) -> bytes:
+    return "".join(recorded_events(path, "o")).encode()
+
+
 def last_row(server: Installation) -> dict[str, Any]:
     return server.rows()[-1]
 
