@@ -417,9 +417,8 @@ def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: 
 
 @pytest.mark.parametrize("leave", ["drop", "close", "reset"])
 def test_a_browser_that_leaves_ends_the_shell_and_completes_the_ledger(server: RunningServer, leave: str) -> None:
-    with server.connect(
-        command=["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]
-    ) as terminal:  # prints nothing any more: only the browser's side can tell
+    silent = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]  # only the browser's side can tell of the end
+    with server.connect(command=silent) as terminal:
         terminal.wait_for("ready")
         (pid,) = server.cluster.shells()
         if leave == "close":
@@ -434,6 +433,7 @@ def test_a_browser_that_leaves_ends_the_shell_and_completes_the_ledger(server: R
     assert (row["reason"], row["exit_code"]) == (reason, None)
     assert row["sha256"] == hashlib.sha256(newest(server).read_bytes()).hexdigest()
     shell = next(record for record in server.cluster.execs if record.pid == pid)
+    server.cluster.wait_until(lambda: shell.ended)
     assert shell.ended in ("status", "lost")  # never by a close frame, on which a shell lives on
 
 
