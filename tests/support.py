@@ -24,6 +24,7 @@ from typing import Any, Callable
 
 import jwt
 import pytest
+import trustme
 import websocket
 
 import hooks
@@ -59,12 +60,15 @@ def wait_until_still(count: Callable[[], int]) -> None:
     wait_until(still)
 
 
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}
     if cluster is not None:
-        ca = base64.b64encode(cluster.ca_pem.encode()).decode()
-        server = {"server": cluster.url, "certificate-authority-data": ca}
+        server = {"server": cluster.url, "certificate-authority-data": b64(cluster.ca_pem)}
         user = user or {"token": cluster.token}
     document = {
         "current-context": "x",
@@ -393,7 +397,7 @@ def request_head(target: str, *lines: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
 
 
-KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
+KEY = f"Sec-WebSocket-Key: {b64(bytes(16))}"
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
 
 
@@ -444,6 +448,15 @@ def answer_of(server: Installation, path: str) -> tuple[int, str]:
 def newest(server: Installation) -> Path:
     """The recording that was written last."""
     return server.config.record_path / server.recordings()[-1]
+
+
+def recorded_events(path: Path, code: str) -> list[str]:
+    """The data of a recording's events of one kind. Every line must be whole."""
+    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
+
+
+def recorded_output(path: Path) -> bytes:
+    return "".join(recorded_events(path, "o")).encode()
 
 
 def last_row(server: Installation) -> dict[str, Any]:
@@ -585,6 +598,11 @@ def nothing_left() -> Iterator[None]:
         old = [thread.name for thread in threads]  # one of which may have opened what is left
         files_left = sorted(open_files() - files)
         raise AssertionError(f"left over: threads {left}, files {files_left}; threads before: {old}") from None
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    return trustme.CA()
 
 
 @pytest.fixture
