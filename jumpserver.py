@@ -121,6 +121,7 @@ from recorder import (
     Recorder,
     RecordError,
     RecordFolder,
+    Wanted,
     examine,
     find_recording,
     is_incomplete,
@@ -136,7 +137,6 @@ from recorder import (
     recordings,
     repair,
     search,
-    search_pattern,
     session_of,
     transcript,
 )
@@ -4231,7 +4231,7 @@ def run_grep(options: argparse.Namespace) -> int:
     config = load_config(options.jumpserver)
     if not options.pattern or "\n" in options.pattern:
         raise ConfigError("PATTERN must be one line of text")
-    pattern = search_pattern(options.pattern, ignore_case=options.ignore_case)
+    wanted = Wanted(options.pattern, ignore_case=options.ignore_case)
     searched = hits = failures = 0
 
     with contextlib.closing(Progress()) as progress:
@@ -4244,7 +4244,7 @@ def run_grep(options: argparse.Namespace) -> int:
         for path in _chosen_recordings(config, options):
             try:
                 with open_recording(path) as file:
-                    for found in search(file, pattern, step, ignore_case=options.ignore_case):
+                    for found in search(file, wanted, step):
                         hits += 1
                         progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
             except FileNotFoundError:
@@ -4460,13 +4460,20 @@ def run_init(options: argparse.Namespace) -> int:
         os.makedirs(folder, exist_ok=True)
         for name, mode in INIT_MODES.items():
             template = shipped(f"deploy/{name}").decode()
-            text = re.sub("|".join(map(re.escape, ours)), lambda match: ours[match[0]], template)
-            written = _write_new(os.path.join(folder, name), text, mode)
+            written = _write_new(os.path.join(folder, name), _replaced(template, list(ours.items())), mode)
             print(f"{folder}/{name}{'' if written else ' is there already'}")
     except OSError as exc:
         raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
     print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
     return 0
+
+
+def _replaced(text: str, pairs: list[tuple[str, str]]) -> str:
+    """The text with the second of each pair in the place of the first; what was put in is left alone by later pairs."""
+    if not pairs:
+        return text
+    (old, new), *others = pairs
+    return new.join(_replaced(part, others) for part in text.split(old))
 
 
 def _write_new(path: str, text: str, mode: int) -> bool:

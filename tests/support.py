@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import jwt
 import pytest
@@ -31,6 +32,7 @@ import hooks
 import jumpserver
 from demo.cluster import StandIn
 from k8s_exec import ExecRefused, PodExec, Target, Trust, load_kubeconfig
+from recorder import RecordFolder
 
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
@@ -249,6 +251,25 @@ def opened_ledger(folder: Path) -> Iterator[hooks.Ledger]:
         yield ledger
 
 
+OwnHooks = TypeVar("OwnHooks", bound=hooks.Hooks)
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, own: Callable[[hooks.HooksSettings], OwnHooks]) -> Iterator[tuple[OwnHooks, hooks.Keeper]]:
+    """A keeper at work, without a server, and the hooks that it calls."""
+    called = own(hooks.HooksSettings(folder / "sessions.db"))
+    config = jumpserver.Config(folder=folder)
+    keeper = hooks.Keeper(called, jumpserver.Chores(config, RecordFolder(config.record_path)))
+    with nothing_left():
+        called.open()
+        keeper.start()
+        try:
+            yield called, keeper
+        finally:
+            keeper.finish(time.monotonic() + 5)
+            called.close()
+
+
 class Program(Installation):
     """A jumpserver in a process of its own."""
 
@@ -291,26 +312,34 @@ class Program(Installation):
         return self.process.wait(5)
 
 
+@contextlib.contextmanager
+def two_programs(folder: Path, cluster: StandIn, **options: Any) -> Iterator[tuple[Program, Program]]:
+    """Two processes with one configuration, each on a port of its own."""
+    first = Program(folder, cluster, **options)
+    second = copy.copy(first)
+    second.log_file = folder / "log-of-the-second"
+    with first, second:
+        yield first, second
+
+
 def run_program(*arguments: str | Path, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
     """Run a jumpserver that ends by itself."""
     command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
 
 
-class Terminal:
-    """A browser's side of a terminal, without a browser. Acknowledges output as a page does, if it speaks v1."""
+Side = TypeVar("Side", bound="Client")
+
+
+class Client:
+    """A browser's side of a WebSocket, without a browser."""
 
     def __init__(self, sock: websocket.WebSocket) -> None:
         self.sock = sock
-        self.acknowledges = True
-        self.drawn = self.acknowledged = 0  # positions
-        self.every = 32 << 10  # bytes to be drawn until the next acknowledgement
-        self.output = b""  # all that was received as binary
-        self.events: list[dict[str, Any]] = []  # all that was received as text
         self.close_code: int | None = None  # None while open; 1006 when the connection was lost
         self.close_reason = ""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self: Side) -> Side:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -319,6 +348,35 @@ class Terminal:
     def drop(self) -> None:
         """Close the TCP connection without a word."""
         self.sock.shutdown()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Receive one message."""
+        try:
+            opcode, data = self.sock.recv_data()
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
+            self.close_code = 1006
+            return
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            self.close_code = int.from_bytes(data[:2], "big")
+            self.close_reason = data[2:].decode()
+        else:
+            self.take(opcode, data)
+
+    def take(self, opcode: int, data: bytes) -> None:
+        """Keep a message."""
+        raise NotImplementedError
+
+
+class Terminal(Client):
+    """A browser's side of a terminal. Acknowledges output as a page does, if it speaks v1."""
+
+    def __init__(self, sock: websocket.WebSocket) -> None:
+        super().__init__(sock)
+        self.acknowledges = True
+        self.drawn = self.acknowledged = 0  # positions
+        self.every = 32 << 10  # bytes to be drawn until the next acknowledgement
+        self.output = b""  # all that was received as binary
+        self.events: list[dict[str, Any]] = []  # all that was received as text
 
     def type(self, text: str) -> None:
         """Send keys."""
@@ -332,25 +390,16 @@ class Terminal:
         """Send one message."""
         self.sock.send(json.dumps(message))
 
-    def step(self) -> None:
-        """Receive one message."""
-        try:
-            opcode, data = self.sock.recv_data()
-        except (websocket.WebSocketConnectionClosedException, ConnectionError):
-            self.close_code = 1006
-            return
+    def take(self, opcode: int, data: bytes) -> None:
         if opcode == websocket.ABNF.OPCODE_BINARY:
             self.output += data
             self.drawn += len(data)
             if self.drawn - self.acknowledged >= self.every:
                 self.acknowledge()
         elif opcode == websocket.ABNF.OPCODE_TEXT:
-            self._take(json.loads(data))
-        elif opcode == websocket.ABNF.OPCODE_CLOSE:
-            self.close_code = int.from_bytes(data[:2], "big")
-            self.close_reason = data[2:].decode()
+            self._hear(json.loads(data))
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _hear(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         if event["type"] == "session":
             self.drawn = event["position"]
