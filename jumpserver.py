@@ -3571,10 +3571,10 @@ class _Acceptor(socketserver.TCPServer):
     request_queue_size = 1024
 
     def __init__(self, setting: str, text: str, inherited: socket.socket | None) -> None:
-        """Bind the address; ``activate`` listens. Raises ListenError, which names setting and text."""
+        """Bind the address, or take the socket; ``activate`` listens. Raises ListenError, which names the setting."""
         self._setting = f"{setting} in [Server]: {text}"
         self._inherited = inherited
-        address = _host_and_port(text)
+        address = _host_and_port(text) if inherited is None else inherited.getsockname()[:2]
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler, bind_and_activate=False)
@@ -3806,7 +3806,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))
-        if config.Server.admin_listen:
+        if config.Server.admin_listen or "admin" in inherited:
             try:
                 self.admin = AdminListener(self, inherited.get("admin"))
             except ListenError:
