@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,19 @@ import yaml
 
 import jumpserver
 from demo.cluster import Pod, StandIn, User
-from tests.support import PROGRAM, START_SECONDS, Terminal, answer_of, end_shell, need_program, running
+from tests.support import (
+    PROGRAM,
+    START_SECONDS,
+    Program,
+    Terminal,
+    answer_of,
+    end_shell,
+    need_program,
+    running,
+    wait_until,
+)
+from tests.test_ledger_contract import empty
+from tests.test_terminate import terminate
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {"token": "t" * 64, "pgpassword": "of the ledger's user"}
@@ -238,21 +252,26 @@ def test_the_role_allows_what_a_session_asks_for_and_nothing_else(
 # -- what the program wants --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["base", "site"])
-def mounted(request: pytest.FixtureRequest, manifests: Path, tmp_path: Path) -> Iterator[Path]:
-    """The pod's /etc/jumpserver, with records and sockets in folders of its own."""
-    documents = kustomized(manifests / request.param)
-    if request.param == "base":
-        documents.append(named(kustomized(manifests / "site"), "Secret"))
+def mount(documents: list[Manifest], folder: Path, records: Path) -> str:
+    """Lay out the pod's /etc/jumpserver in the folder; returns the configuration, with that record folder."""
     (config,) = (volume for volume in pod_of(documents)["volumes"] if volume["name"] == "config")
     mounts = {mount["mountPath"] for mount in container_of(documents)["volumeMounts"]}
     assert mounts == {"/etc/jumpserver", "/records", "/run/jumpserver"}
     for name, text in files_of(config, documents).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        text = text.replace('"/records"', f'"{tmp_path}/records"').replace('"/run/jumpserver', f'"{tmp_path}/run')
-        (tmp_path / name).write_text(text)
-    (tmp_path / "run").mkdir()
-    yield tmp_path / "jumpserver.toml"
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(text.replace('"/records"', f'"{records}"'))
+    return (folder / "jumpserver.toml").read_text()
+
+
+@pytest.fixture(params=["base", "site"])
+def mounted(request: pytest.FixtureRequest, manifests: Path, tmp_path: Path) -> Path:
+    """The configuration in the pod's /etc/jumpserver, with folders of its own."""
+    documents = kustomized(manifests / request.param)
+    if request.param == "base":
+        documents.append(named(kustomized(manifests / "site"), "Secret"))
+    file = tmp_path / "jumpserver.toml"
+    file.write_text(mount(documents, tmp_path, tmp_path / "records").replace("/run/jumpserver", str(tmp_path)))
+    return file
 
 
 def test_the_configuration_is_good(mounted: Path, site: list[Manifest]) -> None:
@@ -294,6 +313,122 @@ def test_probes_and_metrics_are_answered_by_the_program(
         server.server.sessions.refuse_more()
         assert answer_of(server, probes["readiness"]["path"][1:])[0] == 503
         assert answer_of(server, probes["liveness"]["path"][1:])[0] == 200
+
+
+# -- two replicas ------------------------------------------------------------------------------------------------------
+
+# What a pod may do: no rights, a file system that only has its volumes to write to, and a service account.
+IN_A_POD = """
+mount --bind "$RECORDS" "$RECORDS"
+mount -o remount,ro,bind /
+mount -t tmpfs none /run
+mkdir -p /run/jumpserver /run/secrets/kubernetes.io
+cp -r serviceaccount /run/secrets/kubernetes.io
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"""
+
+
+@contextlib.contextmanager
+def replica(folder: Path, cluster: StandIn, site: list[Manifest], records: Path) -> Iterator[Program]:
+    """A server with the manifests' configuration, in what a pod gives it; its ports are free ones of this host."""
+    folder.mkdir()
+    config = re.sub(r'"0\.0\.0\.0:700\d"', '"127.0.0.1:0"', mount(site, folder, records))
+    account = folder / "serviceaccount"
+    account.mkdir()
+    for name, text in {"token": cluster.token, "ca.crt": cluster.ca_pem, "namespace": "jumpserver"}.items():
+        (account / name).write_text(text)
+    python = ("unshare", "--mount", "sh", "-ec", IN_A_POD, "sh", sys.executable)
+    program = Program(folder, cluster, config=config, python=python)
+    program.secret = SECRETS["token"]
+    with program:
+        yield program
+
+
+@pytest.fixture
+def replicas(
+    cluster: StandIn, site: list[Manifest], postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Program, Program]]:
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/run"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    empty(postgresql)
+    records = tmp_path / "records"
+    records.mkdir()
+    for name, value in {
+        "RECORDS": str(records),
+        "JUMPSERVER_POSTGRESQL": postgresql,
+        "KUBERNETES_SERVICE_HOST": cluster.host,
+        "KUBERNETES_SERVICE_PORT": str(cluster.port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with replica(tmp_path / "a", cluster, site, records) as a, replica(tmp_path / "b", cluster, site, records) as b:
+        yield a, b
+
+
+def test_replicas_have_no_rights_and_a_read_only_file_system(replicas: tuple[Program, Program]) -> None:
+    for server in replicas:
+        about = Path("/proc", str(server.process.pid))
+        assert re.search(r"^CapEff:\s+0+$", (about / "status").read_text(), re.M)
+        assert re.search(r"^NoNewPrivs:\s+1$", (about / "status").read_text(), re.M)
+        assert re.search(r" / / ro[, ]", (about / "mountinfo").read_text())
+
+
+def test_replicas_share_ledger_recordings_and_spent_tokens(replicas: tuple[Program, Program]) -> None:
+    a, b = replicas
+    token = a.token(jti="once")
+    with a.connect_with(token) as terminal:
+        prompt(terminal)
+        (shown,) = sessions(b)
+        assert (shown["user"], shown["logout_at"]) == ("alice", None)
+        with b.connect_with(token) as second:
+            assert "already used" in second.wait_end()["reason"]
+        assert end_shell(terminal)["exit_code"] == 0
+    wait_until(lambda: sessions(b)[0]["logout_at"])
+    status, recording = answer_of(b, b.play_path(shown["filename"])[1:])
+    assert status == 200 and "a2b" in recording
+
+
+def test_a_browser_finds_its_shell_in_the_replica_that_has_it_and_in_no_other(
+    replicas: tuple[Program, Program],
+) -> None:
+    a, b = replicas
+    with a.connect() as terminal:
+        prompt(terminal)
+        terminal.drop()
+        b.port, port = a.port, b.port  # through the cookie of the Ingress
+        with b.resume(terminal) as back:
+            back.type("echo b$((1+1))a\n")
+            back.wait_for("b2a")
+            b.port = port  # without it
+            with b.resume(terminal) as lost:
+                assert lost.wait_end()["reason"] == jumpserver.SESSION_OVER.reason
+            assert end_shell(back)["exit_code"] == 0
+
+
+def test_a_session_is_ended_through_any_replica(replicas: tuple[Program, Program]) -> None:
+    a, b = replicas
+    with a.connect() as terminal:
+        status, _ = terminate(b, terminal.wait_for_event("session")["id"])
+        assert (status, terminal.wait_end()["reason"]) == (202, "ended by dana: too late")
+
+
+def test_a_replica_that_is_told_to_stop_is_ready_no_more_and_ends_when_its_terminals_have(
+    replicas: tuple[Program, Program],
+) -> None:
+    a, b = replicas
+    with a.connect() as terminal:
+        prompt(terminal)
+        a.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: answer_of(a, "readyz")[0] == 503)
+        assert answer_of(a, "healthz")[0] == 200 and answer_of(b, "readyz")[0] == 200
+        assert end_shell(terminal)["exit_code"] == 0
+    assert a.process.wait(START_SECONDS) == 0
+
+
+def sessions(server: Program) -> list[dict[str, Any]]:
+    """What the server lists."""
+    status, text = answer_of(server, f"sessions?token={server.link_token('audit')}")
+    assert status == 200, text
+    return cast(list[dict[str, Any]], json.loads(text)["sessions"])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
