@@ -443,6 +443,8 @@ _NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {
     "trusted_proxies": normal_proxy,
     "allow_servers": normal_server,
 }
+_SECRETS = ("secret", "authorization")  # {file = "…"} in place of one names the file that has it
+_SECRET_FILE_BYTES = 1 << 14
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
@@ -474,6 +476,8 @@ def _section(name: str, values: object, file: Path) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
+        if key in _SECRETS and isinstance(value, dict):
+            value = values[key] = _read_secret(value, file.absolute().parent, f"{file}: {key} in [{name}]")
         expected = type(known[key])
         if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[key] = _normal(key, value, f"{file}: {key} in [{name}]")
@@ -482,6 +486,25 @@ def _section(name: str, values: object, file: Path) -> Any:
         elif expected is str and not value.isprintable():
             raise ConfigError(f"{file}: {key} in [{name}] must be one line without control characters")
     return _SECTIONS[name](**values)
+
+
+def _read_secret(value: Mapping[str, object], folder: Path, where: str) -> str:
+    """What the file that ``value`` names has in its one line."""
+    name = value.get("file")
+    if len(value) != 1 or not isinstance(name, str) or not name.isprintable():
+        raise ConfigError(f'{where} must be text in quotes, or {{file = "the file that has it"}}')
+    path = folder / name
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(_SECRET_FILE_BYTES + 1)
+        text = content.decode().removesuffix("\n")
+    except OSError as exc:
+        raise ConfigError(f"{where}: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {path} is not UTF-8") from None  # whose text would have a part of it
+    if not 0 < len(text) <= len(content) <= _SECRET_FILE_BYTES:
+        raise ConfigError(f"{where}: {path} must have 1 to {_SECRET_FILE_BYTES} bytes")
+    return text
 
 
 def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:

@@ -192,8 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
             if len(path) == 7 and path[6] == "exec":
                 self._exec(user, path[3], path[5], parse_qs(url.query, keep_blank_values=True))
                 return None
+            verb = "get" if path[5:] else "list"
+            cluster.asked.add((verb, "pods"))
             if not ("get" in user.verbs if user.reads_pods is None else user.reads_pods):
-                raise _forbidden(user.name, "get" if path[5:] else "list", "pods", path[3], "".join(path[5:]))
+                raise _forbidden(user.name, verb, "pods", path[3], "".join(path[5:]))
             if len(path) == 6:
                 return cluster.pod_object(cluster.find(path[3], path[5]).pod)
             if len(path) == 5:
@@ -358,6 +360,7 @@ class StandIn:
         self._certificate = certificate
         self._client_certificate = ssl.CERT_REQUIRED if demand_certificate else ssl.CERT_OPTIONAL
         self.execs: list[Exec] = []  # every exec request since the start, refused ones too
+        self.asked: set[tuple[str, str]] = set()  # the (verb, resource) pairs of all requests, refused ones too
         self.stopping = False
         self._first_pods = tuple(pods)
         self._users = {user.name: user for user in users}
@@ -689,6 +692,7 @@ class StandIn:
     ) -> Image:
         """Refuse in the order of a cluster: API server, then kubelet. Sets container and subprotocol."""
         verb = record.method.lower().replace("post", "create")
+        self.asked |= {(wanted, "pods/exec") for wanted in (verb, *(["create"] if self.flavour == "new" else []))}
         if verb not in user.verbs:
             raise _forbidden(user.name, verb, "pods/exec", record.namespace, record.pod)
         if self.flavour == "new" and "create" not in user.verbs:

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import jwt
+import psycopg
 import pytest
 import trustme
 import websocket
@@ -669,3 +672,44 @@ def server(cluster: StandIn, tmp_path: Path) -> Iterator[RunningServer]:
         finally:
             running.stop()
             cluster.wait_until(lambda: not cluster.shells())
+
+
+def postgresql_programs() -> Path:
+    """The folder of initdb and postgres: Debian's is on nobody's PATH."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path()) or Path(need_program("initdb")).parent
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of this worker's own, on a Unix socket; it refuses to be root's."""
+    names = {user.pw_name for user in pwd.getpwall()}
+    user = None if os.geteuid() else next(name for name in ("postgres", "nobody") if name in names)
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder.chmod(0o711)  # clients need no right but to connect
+    if user is not None:
+        shutil.chown(folder, user)
+    programs, data = postgresql_programs(), folder / "data"
+    setup = ("--no-sync", "--auth=trust", "--username=jumpserver", "--no-locale", "--encoding=UTF8")
+    settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=60")
+    place = f"host={folder} user=jumpserver dbname=postgres"
+    try:
+        made = [str(programs / "initdb"), *setup, "--pgdata", str(data)]
+        subprocess.run(made, check=True, capture_output=True, user=user, cwd=folder)
+        words = [word for setting in settings for word in ("-c", setting)]
+        with (folder / "log").open("wb") as log:
+            started = [str(programs / "postgres"), "-D", str(data), *words]
+            server = subprocess.Popen(started, stderr=log, user=user, cwd=folder)
+        try:
+            wait_until(lambda: _answers(place), "PostgreSQL")
+            yield place
+        finally:
+            server.terminate()
+            server.wait(10)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _answers(place: str) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(place):
+        return True
+    return False
