@@ -73,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 
 from hooks import (
     LIMIT_MAXIMUM,
+    NORMAL_MARKS,
     SECRET_MINIMUM_BYTES,
     Ask,
     Command,
@@ -359,6 +360,15 @@ class KubernetesConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What a name under ``[Clusters]`` stands for. A text there is the kubeconfig alone."""
+
+    kubeconfig: Path
+    label: str = ""  # a word for the cluster, which the pages show
+    colour: str = ""  # of that word, as #rrggbb
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Relative paths in the file are relative to the file's folder."""
 
@@ -370,7 +380,7 @@ class Config:
     Hooks: HooksConfig = HooksConfig()
     Audit: AuditConfig = AuditConfig()
     Kubernetes: KubernetesConfig = KubernetesConfig()
-    Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
+    Clusters: Mapping[str, ClusterConfig] = field(default_factory=dict)
     folder: Path = Path()
 
     @property
@@ -390,7 +400,7 @@ class Config:
         return HooksSettings(
             db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
             secret=self.Token.secret,
-            clusters=self.Clusters,
+            clusters={name: cluster.kubeconfig for name, cluster in self.Clusters.items()},
             records=self.record_path,
             **dataclasses.asdict(self.Platform),
         )
@@ -514,10 +524,27 @@ def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}: {exc}") from None
 
 
-def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
-    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ConfigError(f'{file}: [Clusters] must have lines of the form name = "kubeconfig file"')
-    return {name: folder / value for name, value in values.items()}
+def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, ClusterConfig]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: Clusters must be a section: [Clusters]")
+    return {name: _cluster(value, folder, f"{file}: {name} in [Clusters]") for name, value in values.items()}
+
+
+def _cluster(value: object, folder: Path, where: str) -> ClusterConfig:
+    texts = {"kubeconfig": value} if isinstance(value, str) else value
+    keys = {"kubeconfig", *NORMAL_MARKS}
+    if not isinstance(texts, dict) or "kubeconfig" not in texts or not keys.issuperset(texts):
+        form = '"kubeconfig file", or {kubeconfig = "…", label = "…", colour = "…"}'
+        raise ConfigError(f"{where} must have the form {form}")
+    mark = {}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: {name} must be text in quotes")
+        try:
+            mark[name] = NORMAL_MARKS.get(name, str)(text)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {name} {exc}") from None
+    return ClusterConfig(folder / mark.pop("kubeconfig"), **mark)
 
 
 def _check_values(config: Config, file: Path) -> None:
@@ -550,7 +577,8 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: heartbeat_interval in [Platform] must be 1 to 86400 seconds")
     if not config.Platform.authorization.isascii():
         raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
-    for name, path in config.Clusters.items():
+    for name, cluster in config.Clusters.items():
+        path = cluster.kubeconfig
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
         except OSError as exc:
@@ -1516,6 +1544,7 @@ class Session:
             pod=auth.pod_name,
             container=auth.container_name,
             cluster=info.cluster if info else "",
+            **mark_of(self._config, auth.cluster, auth),
             user=auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
@@ -1882,6 +1911,7 @@ class Session:
         traffic = self.traffic()
         return {
             "container_name": self.auth.container_name,
+            **mark_of(self._config, self.auth.cluster, self.auth),
             "idle": round(time.monotonic() - self._typed_at, 1),
             "detached": self.is_detached,
             "bytes_in": traffic.typed,
@@ -2010,6 +2040,12 @@ def _size(values: Mapping[str, Any]) -> Size | None:
         return terminal_size(values["cols"], values["rows"])
     except ValueError:
         return None
+
+
+def mark_of(config: Config, cluster: str, auth: TokenAuthData) -> dict[str, str]:
+    """The word and the colour by which the pages tell this place from others: the token's, else the cluster's."""
+    known = config.Clusters.get(cluster, ClusterConfig(Path()))
+    return {"label": auth.label or known.label, "colour": auth.colour or known.colour}
 
 
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
@@ -2141,7 +2177,7 @@ class Chores:
         auth = info.auth
         try:
             if auth.cluster:
-                file = self.config.Clusters[auth.cluster]
+                file = self.config.Clusters[auth.cluster].kubeconfig
                 auth = dataclasses.replace(auth, cluster_cfg=file.read_text("utf-8"), cluster_file=file)
             cluster = load_cluster(self.config, auth)
             target = Target(cluster, auth.namespace, auth.pod_name, auth.container_name)
@@ -2306,7 +2342,9 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "words.js",
             "live.js",
+            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",
@@ -3136,6 +3174,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
             **{name: getattr(info, name) for name in _SHOWN},
+            **mark_of(self.server.config, info.cluster, info.auth),
             **(session.as_it_is() if session else {}),
         }
 
