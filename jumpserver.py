@@ -2338,6 +2338,9 @@ ASSETS = {
             "player.html",
             "sessions.html",
             "style.css",
+            "icons.svg",
+            "favicon.svg",
+            "theme.js",
             "terminal.js",
             "connection.js",
             "failure.js",
@@ -2369,6 +2372,7 @@ _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
