@@ -1,5 +1,6 @@
 # Every target sets up what it needs, from lock files with hashes: a virtual environment in .venv, the page assets in
-# static/node_modules, and axe-core in tests/node_modules. `make locks` renews the Python ones from the .in files; it needs uv.
+# static/node_modules, axe-core and ESLint in tests/node_modules. `make locks` renews the Python ones from the .in
+# files; it needs uv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +32,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.9 jumpserver.py
+	tests/node_modules/.bin/eslint --config tests/eslint.config.mjs static
 
 setup: $(VENV)/dev.ready static/node_modules/ready tests/node_modules/ready
 

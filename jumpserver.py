@@ -4129,6 +4129,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("init", help=summary, description=f"{summary.capitalize()}. Nothing is overwritten.")
     command.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path(), help="this one by default")
     command.set_defaults(run=run_init)
+
+    summary = "say how to see it all with a stand-in for a cluster"
+    command = commands.add_parser("demo", help=summary, description=f"{summary.capitalize()}.")
+    command.set_defaults(run=run_demo)
     return parser
 
 
@@ -4469,6 +4473,16 @@ def _write_new(path: str, text: str, mode: int) -> bool:
         os.fchmod(descriptor, mode)
         file.write(text)
     return True
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """``demo``: what it needs is not in the one file, since its certificates are made by a compiled library."""
+    print(
+        "The demo is in the source, not in this program: it plays a cluster, with certificates that the library\n"
+        "cryptography makes. In a checkout, `make demo` installs what it needs and starts a platform, a jumpserver\n"
+        'and the stand-in cluster; `make demo ARGS="--kubeconfig FILE -n NAMESPACE POD"` takes a cluster of your own.'
+    )
+    return 0
 
 
 def what_is_missing(config: Config, hooks_class: type[Hooks], assets: Mapping[str, Asset]) -> list[str]:

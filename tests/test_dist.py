@@ -300,6 +300,12 @@ def test_the_unit_that_init_writes_starts_this_file_with_this_configuration(pyz:
     assert [line[:2] for line in done.stdout.splitlines()[-5:]] == ["1.", "2.", "3.", "4.", "5."]
 
 
+def test_demo_says_where_the_demo_is(pyz: Path) -> None:
+    done = subprocess.run([*ALONE, pyz, "demo"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "`make demo`" in done.stdout
+
+
 def test_init_overwrites_nothing(pyz: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (tmp_path / "nginx.conf").symlink_to(outside)
