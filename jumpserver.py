@@ -415,7 +415,7 @@ class Config:
 # What is made at the start, and stays.
 _FIXED = {
     "Server": ("listen", "admin_listen", "reuse_port"),
-    "Record": ("path",),
+    "Record": ("path", "min_free"),
     "Hooks": ("file",),
     "Audit": ("db",),
 }
