@@ -15,7 +15,8 @@ Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` 
 browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
-``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; systemd.
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
+the sessions; the servers; the program; systemd.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ from recorder import (
     Recorder,
     RecordError,
     RecordFolder,
+    Wanted,
     examine,
     find_recording,
     is_incomplete,
@@ -137,7 +139,6 @@ from recorder import (
     recordings,
     repair,
     search,
-    search_pattern,
     session_of,
     transcript,
 )
@@ -415,7 +416,7 @@ class Config:
 # What is made at the start, and stays.
 _FIXED = {
     "Server": ("listen", "admin_listen", "reuse_port"),
-    "Record": ("path",),
+    "Record": ("path", "min_free"),
     "Hooks": ("file",),
     "Audit": ("db",),
 }
@@ -453,6 +454,8 @@ _NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {
     "trusted_proxies": normal_proxy,
     "allow_servers": normal_server,
 }
+_SECRETS = ("secret", "authorization")  # {file = "…"} in place of one names the file that has it
+_SECRET_FILE_BYTES = 1 << 14
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
@@ -484,6 +487,8 @@ def _section(name: str, values: object, file: Path) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
+        if key in _SECRETS and isinstance(value, dict):
+            value = values[key] = _read_secret(value, file.absolute().parent, f"{file}: {key} in [{name}]")
         expected = type(known[key])
         if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[key] = _normal(key, value, f"{file}: {key} in [{name}]")
@@ -492,6 +497,25 @@ def _section(name: str, values: object, file: Path) -> Any:
         elif expected is str and not value.isprintable():
             raise ConfigError(f"{file}: {key} in [{name}] must be one line without control characters")
     return _SECTIONS[name](**values)
+
+
+def _read_secret(value: Mapping[str, object], folder: Path, where: str) -> str:
+    """What the file that ``value`` names has in its one line."""
+    name = value.get("file")
+    if len(value) != 1 or not isinstance(name, str) or not name.isprintable():
+        raise ConfigError(f'{where} must be text in quotes, or {{file = "the file that has it"}}')
+    path = folder / name
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(_SECRET_FILE_BYTES + 1)
+        text = content.decode().removesuffix("\n")
+    except OSError as exc:
+        raise ConfigError(f"{where}: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {path} is not UTF-8") from None  # whose text would have a part of it
+    if not 0 < len(text) <= len(content) <= _SECRET_FILE_BYTES:
+        raise ConfigError(f"{where}: {path} must have 1 to {_SECRET_FILE_BYTES} bytes")
+    return text
 
 
 def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
@@ -2357,13 +2381,15 @@ ASSETS = {
             "player.html",
             "sessions.html",
             "style.css",
+            "icons.svg",
+            "favicon.svg",
+            "theme.js",
             "terminal.js",
             "connection.js",
             "failure.js",
             "touch.js",
             "words.js",
             "live.js",
-            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",
@@ -2388,6 +2414,7 @@ _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
@@ -3431,6 +3458,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+# -- what goes round beside the sessions ------------------------------------------------------------------------------
+
 FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
@@ -3636,6 +3665,9 @@ def _phase(session_id: str) -> float:
     return uuid.UUID(session_id).int / 2**128
 
 
+# -- the servers ------------------------------------------------------------------------------------------------------
+
+
 class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
@@ -3647,10 +3679,10 @@ class _Acceptor(socketserver.TCPServer):
     request_queue_size = 1024
 
     def __init__(self, setting: str, text: str, inherited: socket.socket | None) -> None:
-        """Bind the address; ``activate`` listens. Raises ListenError, which names setting and text."""
+        """Bind the address, or take the socket; ``activate`` listens. Raises ListenError, which names the setting."""
         self._setting = f"{setting} in [Server]: {text}"
         self._inherited = inherited
-        address = _host_and_port(text)
+        address = _host_and_port(text) if inherited is None else inherited.getsockname()[:2]
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler, bind_and_activate=False)
@@ -3882,7 +3914,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))
-        if config.Server.admin_listen:
+        if config.Server.admin_listen or "admin" in inherited:
             try:
                 self.admin = AdminListener(self, inherited.get("admin"))
             except ListenError:
@@ -4307,7 +4339,7 @@ def run_grep(options: argparse.Namespace) -> int:
     config = load_config(options.jumpserver)
     if not options.pattern or "\n" in options.pattern:
         raise ConfigError("PATTERN must be one line of text")
-    pattern = search_pattern(options.pattern, ignore_case=options.ignore_case)
+    wanted = Wanted(options.pattern, ignore_case=options.ignore_case)
     searched = hits = failures = 0
 
     with contextlib.closing(Progress()) as progress:
@@ -4320,7 +4352,7 @@ def run_grep(options: argparse.Namespace) -> int:
         for path in _chosen_recordings(config, options):
             try:
                 with open_recording(path) as file:
-                    for found in search(file, pattern, step, ignore_case=options.ignore_case):
+                    for found in search(file, wanted, step):
                         hits += 1
                         progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
             except FileNotFoundError:
@@ -4536,13 +4568,20 @@ def run_init(options: argparse.Namespace) -> int:
         os.makedirs(folder, exist_ok=True)
         for name, mode in INIT_MODES.items():
             template = shipped(f"deploy/{name}").decode()
-            text = re.sub("|".join(map(re.escape, ours)), lambda match: ours[match[0]], template)
-            written = _write_new(os.path.join(folder, name), text, mode)
+            written = _write_new(os.path.join(folder, name), _replaced(template, list(ours.items())), mode)
             print(f"{folder}/{name}{'' if written else ' is there already'}")
     except OSError as exc:
         raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
     print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
     return 0
+
+
+def _replaced(text: str, pairs: list[tuple[str, str]]) -> str:
+    """The text with the second of each pair in the place of the first; what was put in is left alone by later pairs."""
+    if not pairs:
+        return text
+    (old, new), *others = pairs
+    return new.join(_replaced(part, others) for part in text.split(old))
 
 
 def _write_new(path: str, text: str, mode: int) -> bool:

@@ -10,7 +10,6 @@ import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-w
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
-import { showMark } from "./mark.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 import { own, said, say } from "./words.js";
 
@@ -33,12 +32,6 @@ const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" }
 
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
-const SEARCH_OPTIONS = {
-  decorations: {
-    matchBackground: "#5a4a1e", matchOverviewRuler: "#e8c170",
-    activeMatchBackground: "#a8741a", activeMatchBorder: "#ffd27d", activeMatchColorOverviewRuler: "#ffd27d",
-  },
-};
 
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
 const FRAMED = window.self !== window.top;
@@ -119,8 +112,9 @@ function showPlace(session) {
   el("target").textContent = el("target").title = target || say("terminal");
   el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
   el("cluster").textContent = session.cluster ? say("cluster", { name: session.cluster }) : "";
-  showMark(el("mark"), session.label || (session.colour && session.cluster), session.colour);
-  document.querySelector(".bar").style.setProperty("--mark", session.colour || null);
+  const word = session.label || (session.colour && session.cluster);
+  Object.assign(el("mark"), { textContent: word, hidden: !word });
+  document.body.style.setProperty("--mark", session.colour || null);
   el("place").hidden = !session.namespace && !session.cluster;
   document.title = say("titleOfPod", { pod: session.pod || say("pod") });
 }
@@ -415,8 +409,8 @@ function find(older) {
   if (!text) {
     search.clearDecorations();
     el("search-count").textContent = "";
-  } else if (older) search.findPrevious(text, SEARCH_OPTIONS);
-  else search.findNext(text, SEARCH_OPTIONS);
+  } else if (older) search.findPrevious(text, { decorations: matchColours() });
+  else search.findNext(text, { decorations: matchColours() });
 }
 
 function showCount({ resultIndex, resultCount }) {
@@ -425,16 +419,27 @@ function showCount({ resultIndex, resultCount }) {
   el("search-count").textContent = el("search-text").value ? count : "";
 }
 
-// The palette is in style.css, for the player too.
+// The palettes are in style.css, for the player too.
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--term-${name}`).trim();
+}
+
 function theme() {
-  const style = getComputedStyle(document.body);
-  const colour = (name) => style.getPropertyValue(`--term-color-${name}`).trim();
-  const colours = { foreground: colour("foreground"), background: colour("background"), cursor: colour(4) };
+  const [foreground, background] = [colour("color-foreground"), colour("color-background")];
+  const colours = { foreground, background, cursor: colour("color-4"), cursorAccent: background };
   COLOURS.forEach((name, i) => {
-    colours[name] = colour(i);
-    colours[`bright${name[0].toUpperCase()}${name.slice(1)}`] = colour(i + 8);
+    colours[name] = colour(`color-${i}`);
+    colours[`bright${name[0].toUpperCase()}${name.slice(1)}`] = colour(`color-${i + 8}`);
   });
-  return { ...colours, cursorAccent: colours.background, selectionBackground: "#2f4d75", selectionInactiveBackground: "#2a3648" };
+  return { ...colours, selectionBackground: colour("selection"), selectionInactiveBackground: colour("selection-inactive") };
+}
+
+function matchColours() {
+  const [match, active, edge] = ["match", "match-active", "match-edge"].map(colour);
+  return {
+    matchBackground: match, matchOverviewRuler: edge,
+    activeMatchBackground: active, activeMatchBorder: edge, activeMatchColorOverviewRuler: edge,
+  };
 }
 
 function storedFontSize() {
@@ -579,6 +584,7 @@ function listen() {
   });
   document.addEventListener("keydown", onShortcut, { capture: true });
   window.addEventListener("hashchange", () => offer(takeToken()));
+  window.addEventListener("themechange", () => (term.options.theme = theme()));
   window.visualViewport?.addEventListener("resize", fillViewport);
 }
 

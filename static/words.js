@@ -36,8 +36,8 @@ export const WORDS = {
   copy: { en: "Copy", zh: "复制" },
   paste: { en: "Paste", zh: "粘贴" },
   endSession: { en: "End the session", zh: "结束会话" },
-  smallerText: { en: "A− Smaller text", zh: "A− 缩小文字" },
-  largerText: { en: "A+ Larger text", zh: "A+ 放大文字" },
+  smallerText: { en: "Smaller text", zh: "缩小文字" },
+  largerText: { en: "Larger text", zh: "放大文字" },
   terminalRegion: {
     en: "Terminal. Ctrl+Shift+F opens the search bar and so leaves the terminal.",
     zh: "终端。按 Ctrl+Shift+F 打开搜索栏，从而离开终端。",
