@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt
+LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-postgresql.txt
 
 # `make dist` also has pip fetch the runtime dependencies into build/wheels, by the same hashes.
 .PHONY: demo dist test bench soak screenshots lint setup locks clean

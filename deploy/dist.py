@@ -36,7 +36,17 @@ OLDEST = 9  # of Python 3: what is locked for this one runs on all newer ones, t
 MODULES = ("hooks.py", "jumpserver.py", "k8s_exec.py", "recorder.py")
 TEXTS = ("CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "docs/*.md", "docs/*.svg")
 # What else a folder has in another repository.
-SOURCES = ("deploy/*", "docs/images/*", "examples/*", "static/*", "jumpserver.toml", "pyproject.toml", "requirements.*")
+SOURCES = (
+    "deploy/*",
+    "deploy/kubernetes/*/*",
+    "docs/images/*",
+    "examples/*",
+    "static/*",
+    "jumpserver.toml",
+    "pyproject.toml",
+    "requirements.*",
+    "requirements-postgresql.*",
+)
 
 START = '''\
 """What Python runs first of this file."""
