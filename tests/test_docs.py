@@ -315,9 +315,8 @@ def test_the_other_languages_mint_the_same_claims(language: str) -> None:
 
 
 def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> None:
-    texts = {
-        name: f"a-{name}" for name in ("namespace", "pod_name", "container_name", "context", "directory", "message")
-    }
+    names = ("namespace", "pod_name", "container_name", "context", "directory", "message", "label")
+    texts = {name: f"a-{name}" for name in names}
     claims: dict[str, Any] = {
         **texts,
         "exp": time.time() + 60,
@@ -326,6 +325,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
         "sub": "alice",
         "scope": "terminal",
         "cluster": "production",
+        "colour": "#00ff00",
         "command": ["python3", "-i"],
         "max_duration": 5,
         "idle_timeout": 6,
@@ -336,7 +336,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
     auth = own_hooks.validate_ssh_token(jwt.encode({**claims, "release": "r7"}, SECRET, "HS256"))
     assert {name: getattr(auth, name) for name in texts} == texts
     assert (auth.user, auth.cluster, auth.command) == ("alice", "production", ("python3", "-i"))
-    assert (auth.max_duration, auth.idle_timeout, auth.extra["release"]) == (5, 6, "r7")
+    assert (auth.max_duration, auth.idle_timeout, auth.colour, auth.extra["release"]) == (5, 6, "#00ff00", "r7")
 
 
 def test_the_link_example_may_play_that_recording(own_hooks: hooks.Hooks) -> None:
