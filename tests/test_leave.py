@@ -8,14 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from demo.cluster import StandIn
 from k8s_exec import ExitStatus, HangUp, PodExec, Target, hang_up, load_kubeconfig, open_shell
 from tests.raw_cluster import closing, read_until
-from tests.support import LOOPBACK, WAIT_SECONDS, nothing_left, wait_until
+from tests.support import LOOPBACK, WAIT_SECONDS, nothing_left, programs, wait_until
 
 SESSION = str(uuid.uuid4())  # pods of the stand-in see the processes of other tests
 LEAVE_SECONDS = 5.0  # a busy machine takes its time; what matters in use is bounded by the caller
@@ -41,15 +40,6 @@ def shell_in(cluster: StandIn, pod: str = "demo", command: tuple[str, ...] = ())
             shell.write(b"echo rea''dy\r")
             read_until(shell, b"ready\r\n")
         yield shell
-
-
-def programs(cluster: StandIn, pod: str) -> list[str]:
-    """The names of what runs in the pod."""
-    names = []
-    for pid in cluster.processes("default", pod):
-        with contextlib.suppress(OSError):
-            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
-    return names
 
 
 # What is typed, and what shows that it has been understood: output, or a program.
