@@ -3483,21 +3483,25 @@ class Space:
 
 
 _BEATS_AT_ONCE = 8
+_LATE_SECONDS = 30.0  # a call that takes longer is none of these any more: another may begin
+_BEATS_LIMIT = 64  # with late ones
 
 
 class Heartbeats:
     """Asks the hook ``on_heartbeat`` again and again whether each open session may go on; each at its own moment.
 
     The clock's thread looks who is due. Threads ``heartbeat``, a few at a time, call the hook and end when nobody is:
-    no session waits for a platform that is slow. A call that fails ends nothing; the log says when calls begin to fail
-    and when they no longer do.
+    no session waits for a platform that is slow, and those of others are asked about however many calls hang. A call
+    that fails ends nothing; the log says when calls begin to fail and when they no longer do, and tells of each that
+    is late.
     """
 
     def __init__(self, server: JumpServer) -> None:
         self._server = server
         self._changed = threading.Condition()  # guards all below; no hook under it
         self._due_at: dict[Session, float] = {}  # monotonic
-        self._asked: set[Session] = set()  # of which a call is under way
+        self._asked: dict[Session, float] = {}  # of which a call is under way, since when (monotonic)
+        self._late: set[Session] = set()  # of these, whose call takes long
         self._failing: set[Session] = set()  # of which the last call failed
         self._threads = 0
         self._closed = False
@@ -3512,8 +3516,14 @@ class Heartbeats:
                 session: self._due_at.get(session, now + interval * _phase(session.id)) for session in sessions
             }
             self._failing.intersection_update(sessions)
-            for _ in range(min(len(self._due(now)), _BEATS_AT_ONCE - self._threads)):
+            late = [session for session, since in self._asked.items() if now - since > _LATE_SECONDS]
+            late = [session for session in late if session not in self._late]
+            self._late.update(late)
+            for _ in range(min(len(self._due(now)), self._room())):
                 self._threads += self._start_thread()
+        for session in late:
+            error = f"it has not returned for {_LATE_SECONDS:g} s"
+            log_event("error", session=session.id, hook="on_heartbeat", error=error)
 
     def _is_wanted(self) -> bool:
         hooks = self._server.hooks
@@ -3522,6 +3532,10 @@ class Heartbeats:
     def _due(self, now: float) -> list[Session]:
         """Those to ask now. Needs the lock."""
         return [session for session, at in self._due_at.items() if at <= now and session not in self._asked]
+
+    def _room(self) -> int:
+        """How many more threads there may be. Needs the lock."""
+        return min(_BEATS_AT_ONCE + len(self._late), _BEATS_LIMIT) - self._threads
 
     def _start_thread(self) -> bool:
         try:
@@ -3542,20 +3556,22 @@ class Heartbeats:
         while (session := self._next()) is not None:
             self._ask(session)
             with self._changed:
-                self._asked.discard(session)
+                del self._asked[session]
+                self._late.discard(session)
                 if session in self._due_at:
                     self._due_at[session] = time.monotonic() + self._server.config.Platform.heartbeat_interval
 
     def _next(self) -> Session | None:
         """The one that has waited longest; None ends the thread."""
         with self._changed:
-            due = [] if self._closed else self._due(time.monotonic())
+            now = time.monotonic()
+            due = [] if self._closed or self._room() < 0 else self._due(now)  # one that was late has been replaced
             if not due:
                 self._threads -= 1
                 self._changed.notify_all()
                 return None
             session = min(due, key=self._due_at.__getitem__)
-            self._asked.add(session)
+            self._asked[session] = now
             return session
 
     def _ask(self, session: Session) -> None:
