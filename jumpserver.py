@@ -15,7 +15,8 @@ Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` 
 browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
-``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; the log; systemd.
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
+the sessions; the servers; the program; the log; systemd.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 
 from hooks import (
     LIMIT_MAXIMUM,
+    NORMAL_MARKS,
     SECRET_MINIMUM_BYTES,
     Ask,
     Command,
@@ -122,6 +124,7 @@ from recorder import (
     Recorder,
     RecordError,
     RecordFolder,
+    Wanted,
     examine,
     find_recording,
     is_incomplete,
@@ -137,7 +140,6 @@ from recorder import (
     recordings,
     repair,
     search,
-    search_pattern,
     session_of,
     transcript,
 )
@@ -357,6 +359,15 @@ class KubernetesConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What a name under ``[Clusters]`` stands for. A text there is the kubeconfig alone."""
+
+    kubeconfig: Path
+    label: str = ""  # a word for the cluster, which the pages show
+    colour: str = ""  # of that word, as #rrggbb
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Relative paths in the file are relative to the file's folder."""
 
@@ -368,7 +379,7 @@ class Config:
     Hooks: HooksConfig = HooksConfig()
     Audit: AuditConfig = AuditConfig()
     Kubernetes: KubernetesConfig = KubernetesConfig()
-    Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
+    Clusters: Mapping[str, ClusterConfig] = field(default_factory=dict)
     folder: Path = Path()
 
     @property
@@ -388,7 +399,7 @@ class Config:
         return HooksSettings(
             db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
             secret=self.Token.secret,
-            clusters=self.Clusters,
+            clusters={name: cluster.kubeconfig for name, cluster in self.Clusters.items()},
             records=self.record_path,
             **dataclasses.asdict(self.Platform),
         )
@@ -403,7 +414,7 @@ class Config:
 # What is made at the start, and stays.
 _FIXED = {
     "Server": ("listen", "admin_listen", "reuse_port"),
-    "Record": ("path",),
+    "Record": ("path", "min_free"),
     "Hooks": ("file",),
     "Audit": ("db",),
 }
@@ -441,6 +452,8 @@ _NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {
     "trusted_proxies": normal_proxy,
     "allow_servers": normal_server,
 }
+_SECRETS = ("secret", "authorization")  # {file = "…"} in place of one names the file that has it
+_SECRET_FILE_BYTES = 1 << 14
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
@@ -472,6 +485,8 @@ def _section(name: str, values: object, file: Path) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
+        if key in _SECRETS and isinstance(value, dict):
+            value = values[key] = _read_secret(value, file.absolute().parent, f"{file}: {key} in [{name}]")
         expected = type(known[key])
         if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[key] = _normal(key, value, f"{file}: {key} in [{name}]")
@@ -482,6 +497,25 @@ def _section(name: str, values: object, file: Path) -> Any:
     return _SECTIONS[name](**values)
 
 
+def _read_secret(value: Mapping[str, object], folder: Path, where: str) -> str:
+    """What the file that ``value`` names has in its one line."""
+    name = value.get("file")
+    if len(value) != 1 or not isinstance(name, str) or not name.isprintable():
+        raise ConfigError(f'{where} must be text in quotes, or {{file = "the file that has it"}}')
+    path = folder / name
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(_SECRET_FILE_BYTES + 1)
+        text = content.decode().removesuffix("\n")
+    except OSError as exc:
+        raise ConfigError(f"{where}: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {path} is not UTF-8") from None  # whose text would have a part of it
+    if not 0 < len(text) <= len(content) <= _SECRET_FILE_BYTES:
+        raise ConfigError(f"{where}: {path} must have 1 to {_SECRET_FILE_BYTES} bytes")
+    return text
+
+
 def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
     try:
         return tuple(map(_NORMAL_FORMS.get(key, str), items))
@@ -489,10 +523,27 @@ def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}: {exc}") from None
 
 
-def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
-    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ConfigError(f'{file}: [Clusters] must have lines of the form name = "kubeconfig file"')
-    return {name: folder / value for name, value in values.items()}
+def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, ClusterConfig]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: Clusters must be a section: [Clusters]")
+    return {name: _cluster(value, folder, f"{file}: {name} in [Clusters]") for name, value in values.items()}
+
+
+def _cluster(value: object, folder: Path, where: str) -> ClusterConfig:
+    texts = {"kubeconfig": value} if isinstance(value, str) else value
+    keys = {"kubeconfig", *NORMAL_MARKS}
+    if not isinstance(texts, dict) or "kubeconfig" not in texts or not keys.issuperset(texts):
+        form = '"kubeconfig file", or {kubeconfig = "…", label = "…", colour = "…"}'
+        raise ConfigError(f"{where} must have the form {form}")
+    mark = {}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: {name} must be text in quotes")
+        try:
+            mark[name] = NORMAL_MARKS.get(name, str)(text)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {name} {exc}") from None
+    return ClusterConfig(folder / mark.pop("kubeconfig"), **mark)
 
 
 def _check_values(config: Config, file: Path) -> None:
@@ -525,7 +576,8 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: heartbeat_interval in [Platform] must be 1 to 86400 seconds")
     if not config.Platform.authorization.isascii():
         raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
-    for name, path in config.Clusters.items():
+    for name, cluster in config.Clusters.items():
+        path = cluster.kubeconfig
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
         except OSError as exc:
@@ -1491,6 +1543,7 @@ class Session:
             pod=auth.pod_name,
             container=auth.container_name,
             cluster=info.cluster if info else "",
+            **mark_of(self._config, auth.cluster, auth),
             user=auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
@@ -1857,6 +1910,7 @@ class Session:
         traffic = self.traffic()
         return {
             "container_name": self.auth.container_name,
+            **mark_of(self._config, self.auth.cluster, self.auth),
             "idle": round(time.monotonic() - self._typed_at, 1),
             "detached": self.is_detached,
             "bytes_in": traffic.typed,
@@ -1985,6 +2039,12 @@ def _size(values: Mapping[str, Any]) -> Size | None:
         return terminal_size(values["cols"], values["rows"])
     except ValueError:
         return None
+
+
+def mark_of(config: Config, cluster: str, auth: TokenAuthData) -> dict[str, str]:
+    """The word and the colour by which the pages tell this place from others: the token's, else the cluster's."""
+    known = config.Clusters.get(cluster, ClusterConfig(Path()))
+    return {"label": auth.label or known.label, "colour": auth.colour or known.colour}
 
 
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
@@ -2116,7 +2176,7 @@ class Chores:
         auth = info.auth
         try:
             if auth.cluster:
-                file = self.config.Clusters[auth.cluster]
+                file = self.config.Clusters[auth.cluster].kubeconfig
                 auth = dataclasses.replace(auth, cluster_cfg=file.read_text("utf-8"), cluster_file=file)
             cluster = load_cluster(self.config, auth)
             target = Target(cluster, auth.namespace, auth.pod_name, auth.container_name)
@@ -2277,11 +2337,16 @@ ASSETS = {
             "player.html",
             "sessions.html",
             "style.css",
+            "icons.svg",
+            "favicon.svg",
+            "theme.js",
             "terminal.js",
             "connection.js",
             "failure.js",
             "touch.js",
+            "words.js",
             "live.js",
+            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",
@@ -2306,6 +2371,7 @@ _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
@@ -3111,6 +3177,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
             **{name: getattr(info, name) for name in _SHOWN},
+            **mark_of(self.server.config, info.cluster, info.auth),
             **(session.as_it_is() if session else {}),
         }
 
@@ -3348,6 +3415,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+# -- what goes round beside the sessions ------------------------------------------------------------------------------
+
 FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
@@ -3551,6 +3620,9 @@ class Heartbeats:
 def _phase(session_id: str) -> float:
     """0 to 1, evenly spread: when in each interval a session has its turn."""
     return uuid.UUID(session_id).int / 2**128
+
+
+# -- the servers ------------------------------------------------------------------------------------------------------
 
 
 class ListenError(Exception):
@@ -4224,7 +4296,7 @@ def run_grep(options: argparse.Namespace) -> int:
     config = load_config(options.jumpserver)
     if not options.pattern or "\n" in options.pattern:
         raise ConfigError("PATTERN must be one line of text")
-    pattern = search_pattern(options.pattern, ignore_case=options.ignore_case)
+    wanted = Wanted(options.pattern, ignore_case=options.ignore_case)
     searched = hits = failures = 0
 
     with contextlib.closing(Progress()) as progress:
@@ -4237,7 +4309,7 @@ def run_grep(options: argparse.Namespace) -> int:
         for path in _chosen_recordings(config, options):
             try:
                 with open_recording(path) as file:
-                    for found in search(file, pattern, step, ignore_case=options.ignore_case):
+                    for found in search(file, wanted, step):
                         hits += 1
                         progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
             except FileNotFoundError:
@@ -4463,13 +4535,20 @@ def run_init(options: argparse.Namespace) -> int:
         os.makedirs(folder, exist_ok=True)
         for name, mode in INIT_MODES.items():
             template = shipped(f"deploy/{name}").decode()
-            text = re.sub("|".join(map(re.escape, ours)), lambda match: ours[match[0]], template)
-            written = _write_new(os.path.join(folder, name), text, mode)
+            written = _write_new(os.path.join(folder, name), _replaced(template, list(ours.items())), mode)
             print(f"{folder}/{name}{'' if written else ' is there already'}")
     except OSError as exc:
         raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
     print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
     return 0
+
+
+def _replaced(text: str, pairs: list[tuple[str, str]]) -> str:
+    """The text with the second of each pair in the place of the first; what was put in is left alone by later pairs."""
+    if not pairs:
+        return text
+    (old, new), *others = pairs
+    return new.join(_replaced(part, others) for part in text.split(old))
 
 
 def _write_new(path: str, text: str, mode: int) -> bool:
