@@ -58,6 +58,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerError",
+    "LogEvent",
     "Notes",
     "Proof",
     "Rows",
@@ -68,6 +69,7 @@ __all__ = [
     "cursor",
     "load_hooks",
     "log_event",
+    "log_fault",
 ]
 
 PLATFORM_TIMEOUT_SECONDS = 5.0
@@ -549,15 +551,45 @@ _VALUE_LIMIT_CHARACTERS = 4096  # as long as a path may be; strangers' words com
 _LEVELS = {"error": logging.ERROR, "trouble": logging.ERROR, "warning": logging.WARNING}  # all else is INFO
 
 
-def log_event(event: str, **fields: object) -> None:
+class LogEvent:
+    """A line of the log: the event's name, and ``key=value`` pairs; then the traceback of what nobody foresaw."""
+
+    def __init__(self, name: str, fields: Mapping[str, object], trace: str = "") -> None:
+        self._name, self._fields, self._trace = name, fields, trace
+
+    def __str__(self) -> str:
+        pairs = (f"{key}={_log_value(value)}" for key, value in self._fields.items())
+        return " ".join((self._name, *pairs)) + (f"\n{self._trace}" if self._trace else "")
+
+    def as_json(self) -> dict[str, object]:
+        """The same for a machine: numbers stay numbers."""
+        fields = {key: _json_value(value) for key, value in self._fields.items()}
+        return {"event": self._name, **fields, **({"traceback": self._trace} if self._trace else {})}
+
+
+def log_event(event: str, /, **fields: object) -> None:
     """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
-    pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
-    log.log(_LEVELS.get(event, logging.INFO), "%s", " ".join((event, *pairs)))
+    log.log(_LEVELS.get(event, logging.INFO), LogEvent(event, fields))
+
+
+def log_fault(trace: str, /, **fields: object) -> None:
+    """An ``error`` that nobody foresaw, with its traceback."""
+    log.error(LogEvent("error", fields, trace))
 
 
 def _log_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(value)
     text = f"{value:.3f}" if isinstance(value, float) else str(value)[:_VALUE_LIMIT_CHARACTERS]
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+
+
+def _json_value(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, Mapping)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return round(value, 3)
+    return str(value)[:_VALUE_LIMIT_CHARACTERS]
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
@@ -1657,7 +1689,7 @@ class Keeper:
         try:
             step()
         except Exception:
-            log.error("error\n%s", traceback.format_exc())
+            log_fault(traceback.format_exc())
 
     def _finished(self) -> bool:
         """Whether it is to end, and all is written and tried once, or its time is over."""
@@ -1790,7 +1822,7 @@ class Keeper:
         try:
             done = call.run()
         except Exception:
-            log.error("error session=%s\n%s", job.session.info.session_id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=job.session.info.session_id)
             done = False
         with self._changed:
             call.running = False
@@ -1836,7 +1868,7 @@ class Keeper:
 def _log_unwritten(info: SessionInfo) -> None:
     """The last place for a logout that the ledger did not take."""
     row = {key: value for key, value in info.as_json().items() if key not in ("extra", "command", "message")}
-    log.error("error error=%s row=%s", json.dumps("this logout is not in the ledger"), json.dumps(row))
+    log_event("error", error="this logout is not in the ledger", row=row)
 
 
 # -- entries for which nobody waits -----------------------------------------------------------------------------------
@@ -1855,8 +1887,8 @@ class _Note:
     session_id: str
     values: Mapping[str, object]
 
-    def __str__(self) -> str:
-        return json.dumps({"kind": self.kind, "session_id": self.session_id, **self.values})
+    def as_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "session_id": self.session_id, **self.values}
 
 
 class Notes:
@@ -1914,7 +1946,7 @@ class Notes:
             log_event("error", error=exc)
         with self._lock:
             for note in self._waiting:
-                log.error("error error=%s entry=%s", json.dumps("this entry is not in the ledger"), note)
+                log_event("error", error="this entry is not in the ledger", entry=note.as_json())
             self._waiting.clear()
 
     def _add(self, kind: str, session_id: str, values: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
 ``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
-the sessions; the servers; the program; systemd.
+the sessions; the servers; the program; the log; systemd.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    LogEvent,
     Notes,
     Proof,
     SessionInfo,
@@ -93,6 +94,7 @@ from hooks import (
     cursor,
     load_hooks,
     log_event,
+    log_fault,
 )
 from k8s_exec import (
     KEEP_ALIVE_SECONDS,
@@ -150,9 +152,6 @@ else:
 
 __version__ = "0.2.0.dev0"
 __commit__ = ""  # of which this is a copy; deploy/dist.py writes it
-
-log = logging.getLogger("jumpserver")
-
 
 # -- addresses and origins --------------------------------------------------------------------------------------------
 
@@ -2013,7 +2012,7 @@ class Session:
             log_event("error", session=self.id, error=exc.strerror)
             self.stop(NO_DESCRIPTORS)
         else:
-            log.error("error session=%s\n%s", self.id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=self.id)
             self.stop(SERVER_FAULT)
 
 
@@ -2102,7 +2101,7 @@ def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") ->
     if isinstance(exc, HookError):
         log_event("error", session=session_id, hook=hook, error=without_token(str(exc)))
         return LEDGER_FAILED if isinstance(exc, LedgerError) else HOOK_FAILED
-    log.error("error session=%s hook=%s\n%s", session_id, hook, without_token(traceback.format_exc()))
+    log_fault(without_token(traceback.format_exc()), session=session_id, hook=hook)
     return HOOK_FAILED
 
 
@@ -3527,7 +3526,7 @@ class Clock:
                 try:
                     tick()
                 except Exception:
-                    log.error("error\n%s", traceback.format_exc())
+                    log_fault(traceback.format_exc())
 
 
 @dataclass
@@ -4057,7 +4056,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that went away in the middle of an answer is no event.
         if not isinstance(sys.exc_info()[1], OSError):
-            log.error("error remote=%s\n%s", parse_address(client_address[0]), traceback.format_exc())
+            log_fault(traceback.format_exc(), remote=parse_address(client_address[0]))
 
     def start(self) -> None:
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
@@ -4579,8 +4578,18 @@ class Progress:
 
 def run_server(options: argparse.Namespace) -> int:
     """Without a command: serve, or only check the configuration."""
+    start_log()
+    try:
+        return _run_server(options)
+    except (ConfigError, HookError, RecordError, ListenError) as exc:
+        if options.check or not log_is_for_machines():
+            raise
+        log_event("error", error=exc)
+        return 2
+
+
+def _run_server(options: argparse.Namespace) -> int:
     sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     config = load_config(options.jumpserver)
     hooks_class = _hooks_class(config)
     check_record_path(config, options.jumpserver)
@@ -4714,7 +4723,7 @@ def _reload(server: JumpServer, file: Path) -> None:
     except ConfigError as exc:
         log_event("error", error=f"nothing of the configuration has changed: {exc}")
     except Exception:  # such as of a file that nests too deep: what runs must go on
-        log.error("error\n%s", traceback.format_exc())
+        log_fault(traceback.format_exc())
     notify_systemd("READY=1")
 
 
@@ -4728,6 +4737,69 @@ def _drain(server: JumpServer, woken: socket.socket) -> None:
     while len(server.sessions) and time.monotonic() < deadline:
         if _next_signal(woken, 0.1) not in (0, signal.SIGHUP):
             break
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4}  # sd-daemon(3); of all else 6
+
+
+class JsonFormat(logging.Formatter):
+    """An object a line, in ASCII: time, level, and the event with its fields, or the message of somebody else."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        own = record.msg
+        said = own.as_json() if isinstance(own, LogEvent) else {"event": "message", "message": super().format(record)}
+        return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
+
+
+class JournalFormat(logging.Formatter):
+    """Each line with the priority that the journal is to give it, which adds the time by itself."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, 6)
+        return "\n".join(f"<{priority}>{line}" for line in self._form.format(record).split("\n"))
+
+
+def log_format(name: str, to_journal: bool) -> logging.Formatter:
+    """``name``: text or json. Raises ConfigError."""
+    forms = {
+        "text": logging.Formatter("%(message)s" if to_journal else "%(asctime)s %(levelname)s %(message)s"),
+        "json": JsonFormat(),
+    }
+    if name not in forms:
+        raise ConfigError(f"the variable LOG_FORMAT must be {' or '.join(forms)}")
+    return JournalFormat(forms[name]) if to_journal else forms[name]
+
+
+def start_log() -> None:
+    """Log to stderr in the form that LOG_FORMAT names, which may be the journal. Raises ConfigError."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_format(_log_format_name(), stderr_is_the_journal()))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def log_is_for_machines() -> bool:
+    """Whether each line of stderr is to be an event, the last words before an exit included."""
+    return _log_format_name() == "json" or stderr_is_the_journal()
+
+
+def _log_format_name() -> str:
+    return os.environ.get("LOG_FORMAT") or "text"
+
+
+def stderr_is_the_journal() -> bool:
+    """Whether what JOURNAL_STREAM names is still stderr (systemd.exec(5))."""
+    try:
+        status = os.stat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # there is no stderr
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from recorder import RecordFolder
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
 PROGRAM = Path(jumpserver.__file__)
+_STARTED = re.compile(r"\bstart\b.*\blisten\W+\S*:(\d+)")  # in every form of the log
 LOOPBACK = Trust(allow_servers=("127.0.0.0/8", "::1"))  # for a kubeconfig as it comes with a token
 ALLOW_LOOPBACK = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'  # the same in a configuration
 
@@ -310,8 +311,9 @@ class Program(Installation):
         with self.log_file.open("wb") as log:
             command = [*self.program, flag, str(self.config_file)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
-        wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
-        found = re.search(r" listen=\S+:(\d+)", self.log())
+        over = lambda: _STARTED.search(self.log()) or self.process.poll() is not None  # noqa: E731
+        wait_until(over, "the start", START_SECONDS)
+        found = _STARTED.search(self.log())
         assert found, self.log()
         self.port = int(found[1])
 
