@@ -28,6 +28,7 @@ from tests.support import (
     answer_of,
     end_shell,
     need_program,
+    run_program,
     running,
     wait_until,
 )
@@ -385,6 +386,8 @@ def test_replicas_share_ledger_recordings_and_spent_tokens(replicas: tuple[Progr
     wait_until(lambda: sessions(b)[0]["logout_at"])
     status, recording = answer_of(b, b.play_path(shown["filename"])[1:])
     assert status == 200 and "a2b" in recording
+    done = run_program("verify", "-jumpserver", b.config_file)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_a_browser_finds_its_shell_in_the_replica_that_has_it_and_in_no_other(
