@@ -297,6 +297,14 @@ def test_ports_and_times_are_those_of_the_configuration(mounted: Path, site: lis
         assert ports[service_port["targetPort"]] == service_port["port"]
 
 
+def test_the_memory_is_what_the_page_on_sizes_asks_for(mounted: Path, site: list[Manifest]) -> None:
+    said = re.search(r"(\d+) MB \+ `max_sessions` . (\d+) MB, doubled", (ROOT / "docs" / "sizing.md").read_text())
+    assert said
+    megabytes = 2 * (int(said[1]) + jumpserver.load_config(mounted).Server.max_sessions * int(said[2]))
+    limit = container_of(site)["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi") and int(limit[:-2]) * 1024**3 >= megabytes * 1000**2
+
+
 def test_probes_and_metrics_are_answered_by_the_program(
     manifests: Path, site: list[Manifest], tmp_path: Path, cluster: StandIn
 ) -> None:
