@@ -15,7 +15,8 @@ Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` 
 browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
-``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; systemd.
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
+the sessions; the servers; the program; systemd.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 
 from hooks import (
     LIMIT_MAXIMUM,
+    NORMAL_MARKS,
     SECRET_MINIMUM_BYTES,
     Ask,
     Command,
@@ -120,6 +122,7 @@ from recorder import (
     Recorder,
     RecordError,
     RecordFolder,
+    Wanted,
     examine,
     find_recording,
     is_incomplete,
@@ -135,7 +138,6 @@ from recorder import (
     recordings,
     repair,
     search,
-    search_pattern,
     session_of,
     transcript,
 )
@@ -358,6 +360,15 @@ class KubernetesConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What a name under ``[Clusters]`` stands for. A text there is the kubeconfig alone."""
+
+    kubeconfig: Path
+    label: str = ""  # a word for the cluster, which the pages show
+    colour: str = ""  # of that word, as #rrggbb
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Relative paths in the file are relative to the file's folder."""
 
@@ -369,7 +380,7 @@ class Config:
     Hooks: HooksConfig = HooksConfig()
     Audit: AuditConfig = AuditConfig()
     Kubernetes: KubernetesConfig = KubernetesConfig()
-    Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
+    Clusters: Mapping[str, ClusterConfig] = field(default_factory=dict)
     folder: Path = Path()
 
     @property
@@ -389,7 +400,7 @@ class Config:
         return HooksSettings(
             db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
             secret=self.Token.secret,
-            clusters=self.Clusters,
+            clusters={name: cluster.kubeconfig for name, cluster in self.Clusters.items()},
             records=self.record_path,
             **dataclasses.asdict(self.Platform),
         )
@@ -404,7 +415,7 @@ class Config:
 # What is made at the start, and stays.
 _FIXED = {
     "Server": ("listen", "admin_listen", "reuse_port"),
-    "Record": ("path",),
+    "Record": ("path", "min_free"),
     "Hooks": ("file",),
     "Audit": ("db",),
 }
@@ -513,10 +524,27 @@ def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}: {exc}") from None
 
 
-def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
-    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ConfigError(f'{file}: [Clusters] must have lines of the form name = "kubeconfig file"')
-    return {name: folder / value for name, value in values.items()}
+def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, ClusterConfig]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: Clusters must be a section: [Clusters]")
+    return {name: _cluster(value, folder, f"{file}: {name} in [Clusters]") for name, value in values.items()}
+
+
+def _cluster(value: object, folder: Path, where: str) -> ClusterConfig:
+    texts = {"kubeconfig": value} if isinstance(value, str) else value
+    keys = {"kubeconfig", *NORMAL_MARKS}
+    if not isinstance(texts, dict) or "kubeconfig" not in texts or not keys.issuperset(texts):
+        form = '"kubeconfig file", or {kubeconfig = "…", label = "…", colour = "…"}'
+        raise ConfigError(f"{where} must have the form {form}")
+    mark = {}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: {name} must be text in quotes")
+        try:
+            mark[name] = NORMAL_MARKS.get(name, str)(text)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {name} {exc}") from None
+    return ClusterConfig(folder / mark.pop("kubeconfig"), **mark)
 
 
 def _check_values(config: Config, file: Path) -> None:
@@ -549,7 +577,8 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: heartbeat_interval in [Platform] must be 1 to 86400 seconds")
     if not config.Platform.authorization.isascii():
         raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
-    for name, path in config.Clusters.items():
+    for name, cluster in config.Clusters.items():
+        path = cluster.kubeconfig
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
         except OSError as exc:
@@ -1515,6 +1544,7 @@ class Session:
             pod=auth.pod_name,
             container=auth.container_name,
             cluster=info.cluster if info else "",
+            **mark_of(self._config, auth.cluster, auth),
             user=auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
@@ -1881,6 +1911,7 @@ class Session:
         traffic = self.traffic()
         return {
             "container_name": self.auth.container_name,
+            **mark_of(self._config, self.auth.cluster, self.auth),
             "idle": round(time.monotonic() - self._typed_at, 1),
             "detached": self.is_detached,
             "bytes_in": traffic.typed,
@@ -2009,6 +2040,12 @@ def _size(values: Mapping[str, Any]) -> Size | None:
         return terminal_size(values["cols"], values["rows"])
     except ValueError:
         return None
+
+
+def mark_of(config: Config, cluster: str, auth: TokenAuthData) -> dict[str, str]:
+    """The word and the colour by which the pages tell this place from others: the token's, else the cluster's."""
+    known = config.Clusters.get(cluster, ClusterConfig(Path()))
+    return {"label": auth.label or known.label, "colour": auth.colour or known.colour}
 
 
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
@@ -2140,7 +2177,7 @@ class Chores:
         auth = info.auth
         try:
             if auth.cluster:
-                file = self.config.Clusters[auth.cluster]
+                file = self.config.Clusters[auth.cluster].kubeconfig
                 auth = dataclasses.replace(auth, cluster_cfg=file.read_text("utf-8"), cluster_file=file)
             cluster = load_cluster(self.config, auth)
             target = Target(cluster, auth.namespace, auth.pod_name, auth.container_name)
@@ -2301,11 +2338,16 @@ ASSETS = {
             "player.html",
             "sessions.html",
             "style.css",
+            "icons.svg",
+            "favicon.svg",
+            "theme.js",
             "terminal.js",
             "connection.js",
             "failure.js",
             "touch.js",
+            "words.js",
             "live.js",
+            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",
@@ -2330,6 +2372,7 @@ _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
@@ -3135,6 +3178,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
             **{name: getattr(info, name) for name in _SHOWN},
+            **mark_of(self.server.config, info.cluster, info.auth),
             **(session.as_it_is() if session else {}),
         }
 
@@ -3372,6 +3416,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+# -- what goes round beside the sessions ------------------------------------------------------------------------------
+
 FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
@@ -3577,6 +3623,9 @@ def _phase(session_id: str) -> float:
     return uuid.UUID(session_id).int / 2**128
 
 
+# -- the servers ------------------------------------------------------------------------------------------------------
+
+
 class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
@@ -3588,10 +3637,10 @@ class _Acceptor(socketserver.TCPServer):
     request_queue_size = 1024
 
     def __init__(self, setting: str, text: str, inherited: socket.socket | None) -> None:
-        """Bind the address; ``activate`` listens. Raises ListenError, which names setting and text."""
+        """Bind the address, or take the socket; ``activate`` listens. Raises ListenError, which names the setting."""
         self._setting = f"{setting} in [Server]: {text}"
         self._inherited = inherited
-        address = _host_and_port(text)
+        address = _host_and_port(text) if inherited is None else inherited.getsockname()[:2]
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler, bind_and_activate=False)
@@ -3823,7 +3872,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))
-        if config.Server.admin_listen:
+        if config.Server.admin_listen or "admin" in inherited:
             try:
                 self.admin = AdminListener(self, inherited.get("admin"))
             except ListenError:
@@ -4248,7 +4297,7 @@ def run_grep(options: argparse.Namespace) -> int:
     config = load_config(options.jumpserver)
     if not options.pattern or "\n" in options.pattern:
         raise ConfigError("PATTERN must be one line of text")
-    pattern = search_pattern(options.pattern, ignore_case=options.ignore_case)
+    wanted = Wanted(options.pattern, ignore_case=options.ignore_case)
     searched = hits = failures = 0
 
     with contextlib.closing(Progress()) as progress:
@@ -4261,7 +4310,7 @@ def run_grep(options: argparse.Namespace) -> int:
         for path in _chosen_recordings(config, options):
             try:
                 with open_recording(path) as file:
-                    for found in search(file, pattern, step, ignore_case=options.ignore_case):
+                    for found in search(file, wanted, step):
                         hits += 1
                         progress.print(f"{session_of(path)} {found.seconds:.3f} {visible(found.line.rstrip())}")
             except FileNotFoundError:
@@ -4477,13 +4526,20 @@ def run_init(options: argparse.Namespace) -> int:
         os.makedirs(folder, exist_ok=True)
         for name, mode in INIT_MODES.items():
             template = shipped(f"deploy/{name}").decode()
-            text = re.sub("|".join(map(re.escape, ours)), lambda match: ours[match[0]], template)
-            written = _write_new(os.path.join(folder, name), text, mode)
+            written = _write_new(os.path.join(folder, name), _replaced(template, list(ours.items())), mode)
             print(f"{folder}/{name}{'' if written else ' is there already'}")
     except OSError as exc:
         raise ConfigError(f"{exc.filename or folder}: {exc.strerror}") from exc
     print(f"\n{_NEXT_STEPS.format(folder=folder, program=f'{sys.executable} {program}')}")
     return 0
+
+
+def _replaced(text: str, pairs: list[tuple[str, str]]) -> str:
+    """The text with the second of each pair in the place of the first; what was put in is left alone by later pairs."""
+    if not pairs:
+        return text
+    (old, new), *others = pairs
+    return new.join(_replaced(part, others) for part in text.split(old))
 
 
 def _write_new(path: str, text: str, mode: int) -> bool:

@@ -5,6 +5,9 @@ exec endpoint (subprotocol ``v4.channel.k8s.io``). Knows nothing of browsers, re
 
 A kubeconfig arrives from the network, so it is untrusted: it is parsed within limits, and whatever would make
 this host run a program or read a file of its own is refused. No secret of it appears in an error or a ``repr``.
+
+Where is what: errors; YAML; the kubeconfig; the exec protocol as pure functions; WebSocket frames; TLS; credentials;
+the network: addresses, proxies, requests; ``PodExec``; a shell, from its start to its hang-up.
 """
 
 from __future__ import annotations

@@ -410,7 +410,8 @@ class StandIn:
         self._command("stop")
         for server in self._gone:
             server.close(deadline)
-        kill_in(Path(root.name))
+        if any(Path(root.name).iterdir()):  # nothing ran in a pod that nobody has asked for
+            kill_in(Path(root.name))
         root.cleanup()
         self._images.clear()
         self._gone.clear()
@@ -650,8 +651,11 @@ class StandIn:
             session.command(what)
 
     def find(self, namespace: str, name: str) -> Image:
+        """The pod, with its folders."""
         with self._changed:
             image = self._images.get((namespace, name))
+            if image is not None:
+                image.unpack()
         if image is None:
             raise _refuse(404, "NotFound", f'pods "{name}" not found', name=name, kind="pods")
         return image

@@ -92,9 +92,9 @@ def test_a_bad_configuration_changes_nothing_and_is_named(cluster: StandIn, tmp_
 def test_what_cannot_change_is_named_and_stays(cluster: StandIn, tmp_path: Path) -> None:
     with Program(tmp_path, cluster) as server:
         text = server.config_file.read_text().replace('"127.0.0.1:0"', '"127.0.0.1:1"\nreuse_port = true')
-        text = text.replace('"records"', '"elsewhere"\npublic = true') + '[Audit]\ndb = "other.db"\n'
+        text = text.replace('"records"', '"elsewhere"\npublic = true\nmin_free = 1') + '[Audit]\ndb = "other.db"\n'
         said = reload(server, text, "db in [Audit] is as before")
-        for key in ("listen in [Server]", "reuse_port in [Server]", "path in [Record]"):
+        for key in ("listen in [Server]", "reuse_port in [Server]", "path in [Record]", "min_free in [Record]"):
             assert f"{key} is as before" in said
         assert "admin_listen" not in said and "[Hooks]" not in said
         with server.connect() as terminal:

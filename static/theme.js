@@ -1,0 +1,62 @@
+// Light or dark: as the system has it, or as was chosen on this machine. Runs before the page is drawn, so that none
+// flashes up in the other colours. Says "themechange" to the window when the colours have changed.
+
+(() => {
+  const KEY = "jumpserver.theme";
+  const WORDS = { system: "Colours: as the system has them", light: "Colours: light", dark: "Colours: dark" };
+  const CHOICES = Object.keys(WORDS);
+  const root = document.documentElement;
+  const systemIsLight = matchMedia("(prefers-color-scheme: light)");
+  let choice = stored();
+
+  // An iframe may have no storage; the choice lasts as long as the page then.
+  function stored() {
+    try {
+      const kept = localStorage.getItem(KEY);
+      return CHOICES.includes(kept) ? kept : "system";
+    } catch {
+      return "system";
+    }
+  }
+
+  function store() {
+    try {
+      localStorage.setItem(KEY, choice);
+    } catch {
+      // Not kept, then.
+    }
+  }
+
+  function show() {
+    const before = root.dataset.theme;
+    root.dataset.theme = choice === "system" ? (systemIsLight.matches ? "light" : "dark") : choice;
+    for (const button of document.querySelectorAll("button.theme")) label(button);
+    if (before !== root.dataset.theme) window.dispatchEvent(new Event("themechange"));
+  }
+
+  function label(button) {
+    button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
+    button.title = WORDS[choice];
+    button.setAttribute("aria-label", WORDS[choice]);
+  }
+
+  function onClick(event) {
+    if (!event.target.closest?.("button.theme")) return;
+    choice = CHOICES[(CHOICES.indexOf(choice) + 1) % CHOICES.length];
+    store();
+    show();
+  }
+
+  // Chosen in another tab.
+  function onStorage(event) {
+    if (event.key !== KEY) return;
+    choice = stored();
+    show();
+  }
+
+  show();
+  systemIsLight.addEventListener("change", show);
+  window.addEventListener("storage", onStorage);
+  document.addEventListener("click", onClick);
+  document.addEventListener("DOMContentLoaded", show);
+})();
