@@ -60,7 +60,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the manifests, with the files that an operator makes."""
     copy = tmp_path_factory.mktemp("repository")
     for name in "deploy", "examples":
-        shutil.copytree(ROOT / name, copy / name)
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("secrets"))
     folder = copy / "deploy" / "kubernetes"
     (folder / "site" / "secrets").mkdir()
     for name, text in SECRETS.items():
@@ -264,14 +264,11 @@ def mount(documents: list[Manifest], folder: Path, records: Path) -> str:
     return (folder / "jumpserver.toml").read_text()
 
 
-@pytest.fixture(params=["base", "site"])
-def mounted(request: pytest.FixtureRequest, manifests: Path, tmp_path: Path) -> Path:
+@pytest.fixture
+def mounted(site: list[Manifest], tmp_path: Path) -> Path:
     """The configuration in the pod's /etc/jumpserver, with folders of its own."""
-    documents = kustomized(manifests / request.param)
-    if request.param == "base":
-        documents.append(named(kustomized(manifests / "site"), "Secret"))
     file = tmp_path / "jumpserver.toml"
-    file.write_text(mount(documents, tmp_path, tmp_path / "records").replace("/run/jumpserver", str(tmp_path)))
+    file.write_text(mount(site, tmp_path, tmp_path / "records").replace("/run/jumpserver", str(tmp_path)))
     return file
 
 
@@ -464,6 +461,19 @@ def test_prometheus_finds_the_pods_under_the_name_that_the_alerts_use(manifests:
     alerts = (ROOT / "deploy" / "alerts.yaml").read_text()
     assert set(re.findall(r'job="(.+?)"', alerts)) == {service["metadata"]["name"]}
     assert named(site, "NetworkPolicy")["spec"]["ingress"][1]["ports"] == [{"port": "admin"}]
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_is_there(manifests: Path, site: list[Manifest], mounted: Path) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    folders = {folder.name for folder in (ROOT / "deploy" / "kubernetes").iterdir()}
+    assert set(re.findall(r"^\| `(\w+)` \| [a-z]", page.partition("## ")[0], re.M)) == folders
+    for path in re.findall(r"\b(?:deploy|examples)/[\w./-]*\w|requirements-\w+\.txt", page):
+        assert (ROOT / path).exists() or path == "deploy/jumpserver", path
+    assert f"`drain_timeout`, {jumpserver.load_config(mounted).Server.drain_timeout} s" in page
+    assert f"`terminationGracePeriodSeconds: {pod_of(site)['terminationGracePeriodSeconds']}`" in page
 
 
 # -- the image ---------------------------------------------------------------------------------------------------------
