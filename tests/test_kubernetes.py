@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import kubernetes_validate
+import psycopg
 import pytest
 import yaml
 
@@ -430,6 +431,38 @@ def test_a_replica_that_is_told_to_stop_is_ready_no_more_and_ends_when_its_termi
         assert answer_of(a, "healthz")[0] == 200 and answer_of(b, "readyz")[0] == 200
         assert end_shell(terminal)["exit_code"] == 0
     assert a.process.wait(START_SECONDS) == 0
+
+
+@contextlib.contextmanager
+def nobody_connects(place: str) -> Iterator[None]:
+    """The database is away: its connections are cut, and it takes no new ones."""
+    with psycopg.connect(place.replace("dbname=postgres", "dbname=template1"), autocommit=True) as connection:
+        connection.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'")
+            yield
+        finally:
+            connection.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
+
+
+def test_while_the_database_is_away_open_terminals_go_on_and_nobody_else_gets_in(
+    replicas: tuple[Program, Program], postgresql: str
+) -> None:
+    a, b = replicas
+    with a.connect() as terminal:
+        prompt(terminal)
+        (shown,) = sessions(b)
+        with nobody_connects(postgresql):
+            wait_until(lambda: answer_of(a, "readyz")[0] == answer_of(b, "readyz")[0] == 503)
+            assert answer_of(a, "healthz")[0] == answer_of(b, "healthz")[0] == 200
+            with b.connect() as refused:
+                assert "cannot be written into the ledger" in refused.wait_end()["reason"]
+            assert answer_of(b, b.play_path(shown["filename"])[1:])[0] == 503
+            terminal.type("echo c$((1+1))d\n")
+            terminal.wait_for("c2d")
+            assert end_shell(terminal)["exit_code"] == 0
+        wait_until(lambda: answer_of(b, "readyz")[0] == 200)
+    wait_until(lambda: [item["exit_code"] for item in sessions(b)] == [0])
 
 
 def sessions(server: Program) -> list[dict[str, Any]]:
