@@ -6,6 +6,7 @@ shell here is a shell on this host. It knows nothing of Kubernetes' wire. Linux 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -81,11 +82,12 @@ def _link(folder: Path, names: Iterable[str]) -> None:
 
 
 @functools.cache
-def _toolbox(tools: tuple[str, ...]) -> tempfile.TemporaryDirectory[str]:
+def _toolbox(tools: tuple[str, ...]) -> Path:
     """The folder of these tools, for all pods until this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="standin-tools-")
+    atexit.register(folder.cleanup)
     _link(Path(folder.name), tools)
-    return folder
+    return Path(folder.name)
 
 
 class Image:
@@ -94,7 +96,7 @@ class Image:
     def __init__(self, root: Path, pod: Pod) -> None:
         self.pod, self.root = pod, root
         self.bin, self.home = root / "bin", root / "home"
-        tools = Path(_toolbox(pod.tools).name)
+        tools = _toolbox(pod.tools)
         self.folders = [self.bin, tools, *map(Path, SYSTEM_DIRECTORIES if pod.whole_host else ())]
         self.environment = {
             "PATH": os.pathsep.join(map(str, self.folders)),

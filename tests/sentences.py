@@ -40,7 +40,7 @@ LEFT_OUT = {
     "fills a … in another": {
         *("platform_url in [Server]", "… in [Platform]", "… in […]", "… minutes", "… seconds", "the ledger"),
         *("cluster …", "… of session …", "the recording of session …, …,", "'key: value'", "a value", "no user"),
-        *("program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
+        *("… in [Clusters]", "program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
     },
     "goes before another": {"jumpserver: …", "jumpserver: …: …", "jumpserver: …: warning: …", "line …, column …: …"},
     "goes before another in the log": {"error error=%s entry=%s", "error error=%s row=%s"},

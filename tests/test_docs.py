@@ -148,10 +148,12 @@ def calls(*modules: str) -> Iterator[ast.Call]:
 
 
 def test_every_number_stands_in_operate_with_its_label() -> None:
-    told = " ".join(row.split("|")[1] for row in rows("docs/operate.md"))
-    labels = {name: label for name, (_, label, _) in {**jumpserver.COUNTERS, **jumpserver.HISTOGRAMS}.items()}
-    for name, label in {**labels, **dict.fromkeys(jumpserver.GAUGES, "")}.items():
-        assert f"`jumpserver_{name}{{{label}}}`" if label else f"`jumpserver_{name}`" in told, name
+    told = re.findall(r"`jumpserver_(\w+)(?:{([\w,]+)})?`", " ".join(rows("docs/operate.md")))
+    text = jumpserver.Metrics().text(**dict.fromkeys(jumpserver.GAUGES, 0.0))
+    labels = dict.fromkeys(re.findall(r"^# TYPE jumpserver_(\w+) ", text, re.M), "")
+    for name, inside in re.findall(r"^jumpserver_(\w+?)(?:_bucket|_count|_sum)?{(.*)} ", text, re.M):
+        labels[name] = ",".join(label for label in re.findall(r'(\w+)="', inside) if label != "le")
+    assert sorted(told) == sorted(labels.items())
 
 
 def test_every_event_of_the_log_stands_in_operate() -> None:
@@ -225,6 +227,10 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         pages = {str(file.relative_to(ROOT)) for file in near if file.suffix == ".md" and file.exists()}
         waiting += pages - seen - set(waiting)
     assert [page for page in PAGES if page.startswith("docs/") and page not in seen] == []
+
+
+def test_the_pictures_are_small() -> None:
+    assert sum(file.stat().st_size for file in (ROOT / "docs" / "images").iterdir()) <= 300_000
 
 
 def test_the_readme_is_one_screen() -> None:
@@ -309,9 +315,8 @@ def test_the_other_languages_mint_the_same_claims(language: str) -> None:
 
 
 def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> None:
-    texts = {
-        name: f"a-{name}" for name in ("namespace", "pod_name", "container_name", "context", "directory", "message")
-    }
+    names = ("namespace", "pod_name", "container_name", "context", "directory", "message", "label")
+    texts = {name: f"a-{name}" for name in names}
     claims: dict[str, Any] = {
         **texts,
         "exp": time.time() + 60,
@@ -320,6 +325,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
         "sub": "alice",
         "scope": "terminal",
         "cluster": "production",
+        "colour": "#00ff00",
         "command": ["python3", "-i"],
         "max_duration": 5,
         "idle_timeout": 6,
@@ -330,7 +336,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
     auth = own_hooks.validate_ssh_token(jwt.encode({**claims, "release": "r7"}, SECRET, "HS256"))
     assert {name: getattr(auth, name) for name in texts} == texts
     assert (auth.user, auth.cluster, auth.command) == ("alice", "production", ("python3", "-i"))
-    assert (auth.max_duration, auth.idle_timeout, auth.extra["release"]) == (5, 6, "r7")
+    assert (auth.max_duration, auth.idle_timeout, auth.colour, auth.extra["release"]) == (5, 6, "#00ff00", "r7")
 
 
 def test_the_link_example_may_play_that_recording(own_hooks: hooks.Hooks) -> None:
