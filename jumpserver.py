@@ -2289,6 +2289,7 @@ ASSETS = {
             "player.js",
             "chapters.js",
             "link.js",
+            "picture.js",
             "search.js",
             "timeline.js",
             "sessions.js",
