@@ -1,12 +1,13 @@
 # Every target sets up what it needs, from lock files with hashes: a virtual environment in .venv, the page assets in
-# static/node_modules, and axe-core in tests/node_modules. `make locks` renews the Python ones from the .in files; it needs uv.
+# static/node_modules, axe-core and ESLint in tests/node_modules. `make locks` renews the Python ones from the .in
+# files; it needs uv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt
+LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-postgresql.txt
 
 # `make dist` also has pip fetch the runtime dependencies into build/wheels, by the same hashes.
-.PHONY: demo dist test bench soak lint setup locks clean
+.PHONY: demo dist test bench soak screenshots lint setup locks clean
 
 demo: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m demo $(ARGS)
@@ -23,11 +24,15 @@ bench: $(VENV)/demo.ready static/node_modules/ready
 soak: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m bench.soak $(ARGS)
 
+screenshots: setup
+	$(BIN)/python -m demo.screenshots
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.9 jumpserver.py
+	tests/node_modules/.bin/eslint --config tests/eslint.config.mjs static
 
 setup: $(VENV)/dev.ready static/node_modules/ready tests/node_modules/ready
 

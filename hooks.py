@@ -115,6 +115,8 @@ class TokenAuthData:
     reusable: bool = False  # whether the token opens another terminal, too
     idle_timeout: int = 0  # seconds; lowers that of [Limits], and never raises it; 0: says nothing
     max_duration: int = 0  # the same
+    label: str = ""  # a word for where this is, such as production; empty: that of the cluster
+    colour: str = ""  # of that word, as #rrggbb; empty: the same
 
     @property
     def place(self) -> str:
@@ -319,6 +321,16 @@ _TEXT_LIMITS = {  # characters
     "cluster_cfg": 1 << 20,
 }
 _SECONDS = ("idle_timeout", "max_duration")
+_LABEL_LIMIT_CHARACTERS = 24
+_COLOURS = {
+    "red": "#e5484d",
+    "orange": "#e8823a",
+    "yellow": "#e0b341",
+    "green": "#3fa76d",
+    "blue": "#4b8bf0",
+    "purple": "#a06be0",
+    "grey": "#8a91a2",
+}
 LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16
 _TOKEN_LIMIT_CHARACTERS = 1 << 16
@@ -343,8 +355,12 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
     if file is not None:
         texts["cluster_cfg"] = _read_cluster(file)
     seconds: dict[str, Any] = {name: _token_seconds(name, values.get(name)) for name in _SECONDS}
-    extra = {key: value for key, value in values.items() if key not in (*_TEXT_LIMITS, *_SECONDS, "command")}
-    return TokenAuthData(**texts, **seconds, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra)
+    mark: dict[str, Any] = {name: _token_mark(name, values.get(name)) for name in NORMAL_MARKS}
+    known = {*_TEXT_LIMITS, *_SECONDS, *mark, "command"}
+    extra = {key: value for key, value in values.items() if key not in known}
+    return TokenAuthData(
+        **texts, **seconds, **mark, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra
+    )
 
 
 def _token_text(name: str, value: object, limit: int) -> str:
@@ -357,6 +373,32 @@ def _token_text(name: str, value: object, limit: int) -> str:
     if "\0" in value or _SURROGATE.search(value):
         raise HookError(f"{name} of a token has a character that no text has (NUL, or half of a surrogate pair)")
     return value
+
+
+def normal_label(text: str) -> str:
+    """A word for a place, as the pages show it. Raises ValueError."""
+    if len(text) > _LABEL_LIMIT_CHARACTERS or not text.isprintable():
+        raise ValueError(f"must be one line of {_LABEL_LIMIT_CHARACTERS} characters at most")
+    return text.strip()
+
+
+def normal_colour(text: str) -> str:
+    """A colour as ``#rrggbb``; "" stays so. Raises ValueError."""
+    colour = _COLOURS.get(text, text.lower())
+    if not re.fullmatch("(#[0-9a-f]{6})?", colour):
+        raise ValueError(f"must be #rrggbb or one of {', '.join(_COLOURS)}")
+    return colour
+
+
+# How the pages tell one cluster from another.
+NORMAL_MARKS: Mapping[str, Callable[[str], str]] = {"label": normal_label, "colour": normal_colour}
+
+
+def _token_mark(name: str, value: object) -> str:
+    try:
+        return NORMAL_MARKS[name](_token_text(name, value, _LABEL_LIMIT_CHARACTERS))
+    except ValueError as exc:
+        raise HookError(f"{name} of a token {exc}") from None
 
 
 def _token_seconds(name: str, value: object) -> int:

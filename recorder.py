@@ -49,6 +49,7 @@ __all__ = [
     "RecordFolder",
     "RecordedCommand",
     "Recorder",
+    "Wanted",
     "examine",
     "find_recording",
     "is_incomplete",
@@ -64,7 +65,6 @@ __all__ = [
     "recordings",
     "repair",
     "search",
-    "search_pattern",
     "session_of",
     "transcript",
 ]
@@ -994,6 +994,9 @@ class _Unpacked(io.RawIOBase):
 # -- searching --------------------------------------------------------------------------------------------------------
 
 _SEARCH_BYTES = 1 << 22  # at a time
+_SAMPLE_BYTES = 1 << 13  # of these, in which letters are counted
+_SAMPLED_LETTERS = 32  # of a text, at most
+_TRIES = 4  # at what looked rare and was not
 _SEARCH_WINDOW_BYTES = 1 << 18  # what a match and its line may take to each side, with all that is not shown
 _SEQUENCE_BYTES = 1 << 12  # before a match, in which an escape sequence is looked for that it is a part of
 _AROUND_CHARACTERS = 500  # of the line, to each side of the match
@@ -1008,7 +1011,8 @@ _NEXT_EVENT = (
 _ESC = rb"\\u001[bB]"
 _SEQUENCE = (  # ECMA-48, sections 5.3, 5.4 and 5.6: control sequences, control strings, all others
     rb"%(esc)b(?:%(next)b)?\[[0-?]*(?:%(next)b[0-?]*){0,4}(?:[ !#-/]|\\\")*(?:[@-\[\]-~]|\\\\)"
-    rb"|%(esc)b[\]P_X^][^\\\"\n]*(?:\\(?!u001[bB]|u0007)[^\n][^\\\"\n]*)*"  # ends before ESC or BEL, which are next
+    rb"|%(esc)b[\]P_X^][^\\\"\n]*(?:\\(?!u001[bB]|u0007)[^\n][^\\\"\n]*)*"  # up to what ends it:
+    rb"(?=\\u(?:001[bB]|0007)|[\"\n]|\Z)"
     rb"|%(esc)b(?:[ !#-/]|\\\")*(?:[0-OQ-WYZ`-~]|\\\\)"
 ) % {b"esc": _ESC, b"next": _NEXT_EVENT}
 _HIDDEN = rb"(?:%b|%b|\\u000[0-7eEfF]){0,32}" % (_SEQUENCE, _NEXT_EVENT)
@@ -1028,14 +1032,54 @@ class Found:
     line: str  # without escape sequences, but with other control characters; a long one around the match only
 
 
-def search_pattern(text: str, *, ignore_case: bool = False) -> re.Pattern[bytes]:
-    """A pattern that finds the text in the bytes of a recording, also over several events and with colours inside.
+class Wanted:
+    """A text that is looked for in the bytes of recordings, also over several events and with colours inside.
 
-    Of any writer: JSON can spell a character in several ways. With ``ignore_case`` it is for bytes in lower case.
+    Of any writer: JSON can spell a character in several ways. One thread.
     """
-    spellings = [_spellings(character, ignore_case) for character in text]
+
+    def __init__(self, text: str, *, ignore_case: bool = False) -> None:
+        self.ignore_case = ignore_case  # the patterns are for bytes in lower case then
+        self._letters = [_spellings(character, ignore_case) for character in text]
+        self._patterns: dict[tuple[int, frozenset[bytes]], re.Pattern[bytes]] = {}
+
+    def whole(self) -> re.Pattern[bytes]:
+        """Finds the text."""
+        return self._from(0, self._letters[0])
+
+    def rarest(self, data: bytes) -> re.Pattern[bytes]:
+        """Finds what is in every match in these bytes: the text from the letter on at which looking costs least.
+
+        Measured: 1.5 to 10 times the speed.
+        """
+        if len(data) < _SAMPLE_BYTES * 16:
+            return self.whole()
+        sample = data[:_SAMPLE_BYTES]
+        count = max(1, min(len(self._letters) - 1, _SAMPLED_LETTERS))  # not the last one: each of it would be a hit
+        first = min(range(count), key=lambda first: _cost(sample, *self._letters[first : first + 2]))
+        spelled = self._letters[first]
+        if len(spelled) > 1:  # of which the file has one, nearly always
+            spelled = {spelling for spelling in spelled if spelling in data} or spelled
+        return self._from(first, spelled)
+
+    def _from(self, first: int, spelled: set[bytes]) -> re.Pattern[bytes]:
+        """Finds the text from that letter on, which is spelled so."""
+        key = (first, frozenset(spelled))
+        if key not in self._patterns:
+            self._patterns[key] = _text_pattern([spelled, *self._letters[first + 1 :]])
+        return self._patterns[key]
+
+
+def _cost(sample: bytes, letter: set[bytes], following: Iterable[bytes] = ()) -> int:
+    """What looking for a letter costs: each one a little, each with what may follow it twelve times that."""
+    followed = {a + b for a in letter for b in (*following, b'"', b"\\")}
+    several = len(sample) // 12 * (len(letter) > 1)
+    return several + sum(map(sample.count, letter)) + 12 * sum(map(sample.count, followed))
+
+
+def _text_pattern(spellings: list[set[bytes]]) -> re.Pattern[bytes]:
     letters = [b"(?:%b)" % b"|".join(map(re.escape, sorted(several))) for several in spellings]
-    if len(letters) > 1:  # a glance at what follows the first one, which is common. Measured: 1.2 times the speed
+    if len(letters) > 1:  # a glance at what follows the first one. Measured: 1.2 times the speed
         begins = {spelling[:1] for spelling in spellings[1]} | {b'"', b"\\"}
         letters[0] += b"(?=[%b])" % re.escape(b"".join(sorted(begins)))
     return re.compile(_HIDDEN.join(letters))
@@ -1055,9 +1099,7 @@ def _spellings(character: str, ignore_case: bool) -> set[bytes]:
     return spelled
 
 
-def search(
-    file: BinaryIO, wanted: re.Pattern[bytes], step: Callable[[int], None], *, ignore_case: bool = False
-) -> Iterator[Found]:
+def search(file: BinaryIO, wanted: Wanted, step: Callable[[int], None]) -> Iterator[Found]:
     """The lines that match, each once. Memory does not grow with the file; ``step`` is told how many bytes were read.
 
     A line is what was shown up to a line feed, 256 KiB of the file at most; one that is longer counts as several. Where
@@ -1070,15 +1112,47 @@ def search(
         ended = not block
         data += block or b"\n"  # so that the last line has an end, too
         limit = len(data) if ended else len(data) - _SEARCH_WINDOW_BYTES
-        searched = data.lower() if ignore_case else data
-        while position < limit and (match := wanted.search(searched, position)) and match.start() < limit:
-            seconds = _time_shown(data, match.start())
-            position = match.start() + 1
-            if seconds is not None:
-                line, position = _line_around(data, match.start(), match.end())
-                yield Found(seconds, line)
+        piece = _Piece(data, wanted)
+        while position < limit and (found := piece.first(position)) and found[1].start() < limit:
+            seconds, match = found
+            line, position = _line_around(data, match.start(), match.end())
+            yield Found(seconds, line)
         position = max(position, limit)
         data, position = _from_event(data, position)
+
+
+class _Piece:
+    """A piece of a recording, in which a text is looked for."""
+
+    def __init__(self, data: bytes, wanted: Wanted) -> None:
+        self._data = data
+        self._searched = data.lower() if wanted.ignore_case else data
+        self._whole = wanted.whole()
+        self._rare = wanted.rarest(self._searched)  # a part that is in every match
+
+    def first(self, position: int) -> tuple[float, re.Match[bytes]] | None:
+        """The first match from there on that was shown, and its time."""
+        if self._rare is self._whole:
+            return self._shown(position, len(self._data))
+        begin = position
+        for _ in range(_TRIES):
+            rare = self._rare.search(self._searched, begin)
+            if rare is None:
+                return None
+            found = self._shown(max(position, rare.start() - _SEARCH_WINDOW_BYTES), rare.end())
+            if found:
+                return found
+            begin = rare.start() + 1
+        return self._shown(max(position, begin - _SEARCH_WINDOW_BYTES), len(self._data))
+
+    def _shown(self, position: int, end: int) -> tuple[float, re.Match[bytes]] | None:
+        """The first match between these places that was shown, and its time."""
+        while match := self._whole.search(self._searched, position, end):
+            seconds = _time_shown(self._data, match.start())
+            if seconds is not None:
+                return seconds, match
+            position = match.start() + 1
+        return None
 
 
 def _from_event(data: bytes, position: int) -> tuple[bytes, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.processes import Lab
 from bench.report import MB, Report, Scale
-from recorder import Recorder, open_recording, pack, search, search_pattern, transcript
+from recorder import Recorder, Wanted, open_recording, pack, search, transcript
 
 WORDS = ("error", "default", "running", "container", "kubectl", "delete", "pod", "image pulled", "日志", "in 12 ms")
 TEXTS = ("never there", "error: not there", "kubectl delete namespace")  # whose first letters are more and less common
@@ -54,9 +54,8 @@ def _pieces(colour: str, event_bytes: int) -> Iterator[bytes]:
 
 
 def _search(path: Path, text: str, ignore_case: bool = False) -> None:
-    pattern = search_pattern(text, ignore_case=ignore_case)
     with open_recording(path) as file:
-        assert not list(search(file, pattern, lambda _: None, ignore_case=ignore_case))
+        assert not list(search(file, Wanted(text, ignore_case=ignore_case), lambda _: None))
 
 
 def _read(path: Path) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,25 +72,43 @@ class ExecFailure(Exception):
     """The runtime cannot start the program; the text is the end of the message in the status."""
 
 
+def _link(folder: Path, names: Iterable[str]) -> None:
+    """Links to those of the programs that this host has."""
+    for name in names:
+        target = shutil.which(WINDOWS_PROGRAMS.get(name, name), path=os.pathsep.join(SYSTEM_DIRECTORIES))
+        if target:
+            (folder / name).symlink_to(target)
+
+
+@functools.cache
+def _toolbox(tools: tuple[str, ...]) -> tempfile.TemporaryDirectory[str]:
+    """The folder of these tools, for all pods until this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="standin-tools-")
+    _link(Path(folder.name), tools)
+    return folder
+
+
 class Image:
     """What a pod's programs see: a PATH that begins with a directory of its own, and a home."""
 
     def __init__(self, root: Path, pod: Pod) -> None:
         self.pod, self.root = pod, root
         self.bin, self.home = root / "bin", root / "home"
-        self.bin.mkdir(parents=True)
-        self.home.mkdir()
-        for name in (*pod.programs, *pod.tools):
-            target = shutil.which(WINDOWS_PROGRAMS.get(name, name), path=os.pathsep.join(SYSTEM_DIRECTORIES))
-            if target:
-                (self.bin / name).symlink_to(target)
-        self.folders = [self.bin, *map(Path, SYSTEM_DIRECTORIES if pod.whole_host else ())]
+        tools = Path(_toolbox(pod.tools).name)
+        self.folders = [self.bin, tools, *map(Path, SYSTEM_DIRECTORIES if pod.whole_host else ())]
         self.environment = {
             "PATH": os.pathsep.join(map(str, self.folders)),
             **dict(pod.environment),
             "HOSTNAME": pod.name,
             "HOME": str(self.home),
         }
+
+    def unpack(self) -> None:
+        """Make its folders, once. The caller sees to it that nobody else does so meanwhile."""
+        if not self.root.exists():
+            self.bin.mkdir(parents=True)
+            self.home.mkdir()
+            _link(self.bin, self.pod.programs)
 
     def resolve(self, command: Sequence[str]) -> str:
         """The path of the program on this host; ExecFailure in the runtime's words when there is none."""

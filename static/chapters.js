@@ -187,7 +187,7 @@ export class Chapters {
   // ---- Drawing ----
 
   #ask() {
-    this.#frame ||= requestAnimationFrame(() => this.#draw());
+    if (!this.#frame) this.#frame = requestAnimationFrame(() => this.#draw());
   }
 
   #draw() {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -14,22 +16,26 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import jwt
+import psycopg
 import pytest
+import trustme
 import websocket
 
 import hooks
 import jumpserver
 from demo.cluster import StandIn
 from k8s_exec import ExecRefused, PodExec, Target, Trust, load_kubeconfig
+from recorder import RecordFolder
 
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
@@ -59,12 +65,15 @@ def wait_until_still(count: Callable[[], int]) -> None:
     wait_until(still)
 
 
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}
     if cluster is not None:
-        ca = base64.b64encode(cluster.ca_pem.encode()).decode()
-        server = {"server": cluster.url, "certificate-authority-data": ca}
+        server = {"server": cluster.url, "certificate-authority-data": b64(cluster.ca_pem)}
         user = user or {"token": cluster.token}
     document = {
         "current-context": "x",
@@ -245,6 +254,25 @@ def opened_ledger(folder: Path) -> Iterator[hooks.Ledger]:
         yield ledger
 
 
+OwnHooks = TypeVar("OwnHooks", bound=hooks.Hooks)
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, own: Callable[[hooks.HooksSettings], OwnHooks]) -> Iterator[tuple[OwnHooks, hooks.Keeper]]:
+    """A keeper at work, without a server, and the hooks that it calls."""
+    called = own(hooks.HooksSettings(folder / "sessions.db"))
+    config = jumpserver.Config(folder=folder)
+    keeper = hooks.Keeper(called, jumpserver.Chores(config, RecordFolder(config.record_path)))
+    with nothing_left():
+        called.open()
+        keeper.start()
+        try:
+            yield called, keeper
+        finally:
+            keeper.finish(time.monotonic() + 5)
+            called.close()
+
+
 class Program(Installation):
     """A jumpserver in a process of its own."""
 
@@ -287,26 +315,34 @@ class Program(Installation):
         return self.process.wait(5)
 
 
+@contextlib.contextmanager
+def two_programs(folder: Path, cluster: StandIn, **options: Any) -> Iterator[tuple[Program, Program]]:
+    """Two processes with one configuration, each on a port of its own."""
+    first = Program(folder, cluster, **options)
+    second = copy.copy(first)
+    second.log_file = folder / "log-of-the-second"
+    with first, second:
+        yield first, second
+
+
 def run_program(*arguments: str | Path, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
     """Run a jumpserver that ends by itself."""
     command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
 
 
-class Terminal:
-    """A browser's side of a terminal, without a browser. Acknowledges output as a page does, if it speaks v1."""
+Side = TypeVar("Side", bound="Client")
+
+
+class Client:
+    """A browser's side of a WebSocket, without a browser."""
 
     def __init__(self, sock: websocket.WebSocket) -> None:
         self.sock = sock
-        self.acknowledges = True
-        self.drawn = self.acknowledged = 0  # positions
-        self.every = 32 << 10  # bytes to be drawn until the next acknowledgement
-        self.output = b""  # all that was received as binary
-        self.events: list[dict[str, Any]] = []  # all that was received as text
         self.close_code: int | None = None  # None while open; 1006 when the connection was lost
         self.close_reason = ""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self: Side) -> Side:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -315,6 +351,35 @@ class Terminal:
     def drop(self) -> None:
         """Close the TCP connection without a word."""
         self.sock.shutdown()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Receive one message."""
+        try:
+            opcode, data = self.sock.recv_data()
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
+            self.close_code = 1006
+            return
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            self.close_code = int.from_bytes(data[:2], "big")
+            self.close_reason = data[2:].decode()
+        else:
+            self.take(opcode, data)
+
+    def take(self, opcode: int, data: bytes) -> None:
+        """Keep a message."""
+        raise NotImplementedError
+
+
+class Terminal(Client):
+    """A browser's side of a terminal. Acknowledges output as a page does, if it speaks v1."""
+
+    def __init__(self, sock: websocket.WebSocket) -> None:
+        super().__init__(sock)
+        self.acknowledges = True
+        self.drawn = self.acknowledged = 0  # positions
+        self.every = 32 << 10  # bytes to be drawn until the next acknowledgement
+        self.output = b""  # all that was received as binary
+        self.events: list[dict[str, Any]] = []  # all that was received as text
 
     def type(self, text: str) -> None:
         """Send keys."""
@@ -328,25 +393,16 @@ class Terminal:
         """Send one message."""
         self.sock.send(json.dumps(message))
 
-    def step(self) -> None:
-        """Receive one message."""
-        try:
-            opcode, data = self.sock.recv_data()
-        except (websocket.WebSocketConnectionClosedException, ConnectionError):
-            self.close_code = 1006
-            return
+    def take(self, opcode: int, data: bytes) -> None:
         if opcode == websocket.ABNF.OPCODE_BINARY:
             self.output += data
             self.drawn += len(data)
             if self.drawn - self.acknowledged >= self.every:
                 self.acknowledge()
         elif opcode == websocket.ABNF.OPCODE_TEXT:
-            self._take(json.loads(data))
-        elif opcode == websocket.ABNF.OPCODE_CLOSE:
-            self.close_code = int.from_bytes(data[:2], "big")
-            self.close_reason = data[2:].decode()
+            self._hear(json.loads(data))
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _hear(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         if event["type"] == "session":
             self.drawn = event["position"]
@@ -393,7 +449,7 @@ def request_head(target: str, *lines: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
 
 
-KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
+KEY = f"Sec-WebSocket-Key: {b64(bytes(16))}"
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
 
 
@@ -444,6 +500,15 @@ def answer_of(server: Installation, path: str) -> tuple[int, str]:
 def newest(server: Installation) -> Path:
     """The recording that was written last."""
     return server.config.record_path / server.recordings()[-1]
+
+
+def recorded_events(path: Path, code: str) -> list[str]:
+    """The data of a recording's events of one kind. Every line must be whole."""
+    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
+
+
+def recorded_output(path: Path) -> bytes:
+    return "".join(recorded_events(path, "o")).encode()
 
 
 def last_row(server: Installation) -> dict[str, Any]:
@@ -587,6 +652,11 @@ def nothing_left() -> Iterator[None]:
         raise AssertionError(f"left over: threads {left}, files {files_left}; threads before: {old}") from None
 
 
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
 @pytest.fixture
 def cluster() -> Iterator[StandIn]:
     with nothing_left(), StandIn() as running:
@@ -602,3 +672,44 @@ def server(cluster: StandIn, tmp_path: Path) -> Iterator[RunningServer]:
         finally:
             running.stop()
             cluster.wait_until(lambda: not cluster.shells())
+
+
+def postgresql_programs() -> Path:
+    """The folder of initdb and postgres: Debian's is on nobody's PATH."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path()) or Path(need_program("initdb")).parent
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of this worker's own, on a Unix socket; it refuses to be root's."""
+    names = {user.pw_name for user in pwd.getpwall()}
+    user = None if os.geteuid() else next(name for name in ("postgres", "nobody") if name in names)
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder.chmod(0o711)  # clients need no right but to connect
+    if user is not None:
+        shutil.chown(folder, user)
+    programs, data = postgresql_programs(), folder / "data"
+    setup = ("--no-sync", "--auth=trust", "--username=jumpserver", "--no-locale", "--encoding=UTF8")
+    settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=60")
+    place = f"host={folder} user=jumpserver dbname=postgres"
+    try:
+        made = [str(programs / "initdb"), *setup, "--pgdata", str(data)]
+        subprocess.run(made, check=True, capture_output=True, user=user, cwd=folder)
+        words = [word for setting in settings for word in ("-c", setting)]
+        with (folder / "log").open("wb") as log:
+            started = [str(programs / "postgres"), "-D", str(data), *words]
+            server = subprocess.Popen(started, stderr=log, user=user, cwd=folder)
+        try:
+            wait_until(lambda: _answers(place), "PostgreSQL")
+            yield place
+        finally:
+            server.terminate()
+            server.wait(10)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _answers(place: str) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(place):
+        return True
+    return False

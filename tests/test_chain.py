@@ -14,14 +14,12 @@ from pathlib import Path
 
 import pytest
 
-import jumpserver
 from hooks import (
     Command,
     CommandQuery,
     HookError,
     Hooks,
     HooksSettings,
-    Keeper,
     Ledger,
     LedgerError,
     Proof,
@@ -30,8 +28,7 @@ from hooks import (
     TokenAuthData,
     Unfinished,
 )
-from recorder import RecordFolder
-from tests.support import nothing_left, opened_ledger, wait_until
+from tests.support import keeping, nothing_left, opened_ledger, wait_until
 
 INFO = SessionInfo("id-0", "/records/id-0.cast", TokenAuthData("web", "shop-0", user="alice"), "10.0.0.9", 1000.5)
 ENDED = replace(INFO, logout_at=1010.0, reason="it ended", exit_code=0, size=900, sha256="ab" * 32)
@@ -301,20 +298,6 @@ class OurHooks(Hooks):
             raise HookError("not now")
 
 
-@contextlib.contextmanager
-def keeping(folder: Path) -> Iterator[tuple[OurHooks, Keeper]]:
-    hooks = OurHooks(HooksSettings(folder / "sessions.db"))
-    config = jumpserver.Config(folder=folder)
-    keeper = Keeper(hooks, jumpserver.Chores(config, RecordFolder(config.record_path)))
-    hooks.open()
-    keeper.start()
-    try:
-        yield hooks, keeper
-    finally:
-        keeper.finish(time.monotonic() + 5)
-        hooks.close()
-
-
 def heads(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line.removeprefix("chain head=") for line in caplog.messages if line.startswith("chain ")]
 
@@ -325,7 +308,7 @@ def test_the_platform_gets_the_head_after_the_logout_now_and_after_a_restart(
     monkeypatch.setattr(OurHooks, "accepts", False)
     now = time.time()
     ended = replace(ENDED, login_at=now, logout_at=now)
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         hooks.ledger.login(replace(INFO, login_at=now))
         keeper.ended(ended, None)
         wait_until(lambda: hooks.told)
@@ -333,7 +316,7 @@ def test_the_platform_gets_the_head_after_the_logout_now_and_after_a_restart(
         (_, logout, *_) = hooks.ledger.entries()
     assert set(hooks.told) == {logout.head}
     monkeypatch.setattr(OurHooks, "accepts", True)
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         wait_until(lambda: hooks.told)
         assert hooks.told == [logout.head]
         assert faults(hooks.ledger, logout.head) == []
@@ -345,7 +328,7 @@ def test_the_head_is_in_the_log_when_it_has_moved(
     caplog.set_level(logging.INFO, "jumpserver")
     monkeypatch.setattr("hooks._HEAD_SECONDS", 0.0)
     monkeypatch.setattr("hooks._TICK_SECONDS", 0.01)
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         for kind in ("play", "watch"):
             hooks.ledger.append(kind)
             wait_until(lambda: heads(caplog)[-1:] == [hooks.ledger.head()])
@@ -354,7 +337,7 @@ def test_the_head_is_in_the_log_when_it_has_moved(
 
 def test_the_last_head_is_in_the_log_when_a_server_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "jumpserver")
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         hooks.ledger.append("play")
         last = hooks.ledger.head()
     assert heads(caplog) == [last]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -32,8 +33,7 @@ def recording(*events: str | tuple[str, str], ascii_only: bool = False) -> io.By
 
 
 def found_in(file: io.BytesIO, text: str, ignore_case: bool = False) -> list[Found]:
-    pattern = recorder.search_pattern(text, ignore_case=ignore_case)
-    return list(recorder.search(file, pattern, lambda _: None, ignore_case=ignore_case))
+    return list(recorder.search(file, recorder.Wanted(text, ignore_case=ignore_case), lambda _: None))
 
 
 def lines_of(text: str, *events: str | tuple[str, str], **how: bool) -> list[str]:
@@ -72,6 +72,8 @@ def test_what_is_not_shown_may_stand_between_two_letters(events: tuple[str | tup
     [
         ("31", ("\x1b[31mred",)),  # in an escape sequence
         ("title", ("\x1b]0;title\x07x",)),
+        ("ab", ("a\x1b]0;xb\x07c",)),  # half of it in a title
+        ('a"b', ('a\x1b]0;x"b\x1b\\c',)),
         ("nano", ("x\nano",)),  # over the n of \n
         ("001", ("\x01",)),
         ("0.0", ("x",)),  # the time of an event
@@ -156,7 +158,7 @@ def test_a_line_of_100_mib_needs_no_memory_and_hides_nothing(one_event: bool) ->
     tracemalloc.start()
     try:
         file = io.BufferedReader(Generated(parts()))
-        found = list(recorder.search(file, recorder.search_pattern("secret"), lambda _: None))
+        found = list(recorder.search(file, recorder.Wanted("secret"), lambda _: None))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -174,6 +176,37 @@ def test_a_match_is_found_wherever_the_file_is_cut_into_pieces(monkeypatch: pyte
         monkeypatch.setattr(recorder, "_SEARCH_BYTES", size)
         monkeypatch.setattr(recorder, "_SEARCH_WINDOW_BYTES", 120)
         assert found_in(io.BytesIO(data), "secret") == expected, size
+
+
+@pytest.mark.parametrize("text", ["secret", "e", "et", "ccs", "ret e", "é日s", "日é", '"s', "never", "s" * 50])
+@pytest.mark.parametrize("ignore_case", [False, True])
+def test_it_does_not_matter_where_in_the_text_looking_begins(
+    monkeypatch: pytest.MonkeyPatch, text: str, ignore_case: bool
+) -> None:
+    chosen = random.Random(text)
+    hidden = ["\x1b[1;31m", "\x1b]0;secret\x07", "\x1b]0;et e\x1b\\", "\x1b(B", "\x0f"]
+    apart = "".join(f"{letter}{hidden[number % 5] * 3}" for number, letter in enumerate(text))
+    parts = [*"secrt   é日", "SEC", *hidden, apart, *text, *["\r\n"] * 9, '"', "\\", "x" * 40]
+    pieces = ["".join(chosen.choices(parts, k=chosen.randrange(12))) for _ in range(3000)]
+    file = recording(*pieces)
+    plainly = found_in(file, text, ignore_case)
+    monkeypatch.setattr(recorder, "_SAMPLE_BYTES", 200)
+    for size in (1 << 22, 30_000):
+        monkeypatch.setattr(recorder, "_SEARCH_BYTES", size)
+        file.seek(0)
+        assert found_in(file, text, ignore_case) == plainly
+    assert plainly or text in ("never", "s" * 50)
+
+
+def test_looking_begins_where_it_costs_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recorder.Wanted("common: x")
+    data = recording("common common  xx" * 10_000).getvalue()
+    rare = wanted.rarest(data)
+    assert rare.pattern.startswith(b"(?::)") and rare is not wanted.whole()
+    assert rare is wanted.rarest(data)
+    assert wanted.rarest(data[:100_000]) is wanted.whole()  # where counting would cost more than it saves
+    spelled = recorder.Wanted("日日").rarest(recording("日本 " * 50_000).getvalue())
+    assert rb"\\u65e5" not in spelled.pattern.partition(b"(?=")[0]
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -270,7 +303,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(archive: Archive) -> No
 
 
 def test_on_a_terminal_a_bar_says_how_far_it_is_and_leaves_no_trace(archive: Archive) -> None:
-    path = archive.add("a", "alice", "x" * 1000)
+    path = archive.add("a", "alice", "secre cret " * 100)  # which is slow to search
     event = path.read_bytes().splitlines(keepends=True)[1]
     with path.open("ab") as file:
         for _ in range(100):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from tests.support import (
     nothing_left,
     open_files,
     request_head,
+    two_programs,
     wait_until,
 )
 
@@ -36,14 +36,12 @@ FLOOD = ["sh", "-c", "stty raw -echo; echo ready; read go; seq 100000; printf en
 @pytest.fixture
 def pair(tmp_path: Path, cluster: StandIn) -> Iterator[tuple[Program, Program]]:
     """Two processes on one port, with one configuration."""
-    with socket.socket() as holder, contextlib.ExitStack() as stack:
+    with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
-        first = Program(tmp_path, cluster, port=port, resume_grace=60, server_lines=REUSE)
-        second = copy.copy(first)
-        second.log_file = tmp_path / "log-of-the-second"
-        yield stack.enter_context(first), stack.enter_context(second)
+        with two_programs(tmp_path, cluster, port=port, resume_grace=60, server_lines=REUSE) as both:
+            yield both
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
@@ -19,9 +18,9 @@ import pytest
 
 import jumpserver
 from demo.cluster import StandIn
-from hooks import HookError, Hooks, HooksSettings, Keeper, SessionInfo, TokenAuthData, Unfinished
+from hooks import HookError, Hooks, HooksSettings, SessionInfo, TokenAuthData, Unfinished
 from recorder import RecordFolder
-from tests.support import RunningServer, fill_up, nothing_left, small_disk, wait_until
+from tests.support import RunningServer, fill_up, keeping, nothing_left, small_disk, wait_until
 
 ENDED = SessionInfo(
     "0", "/records/0.cast", TokenAuthData("web", "shop-0"), "10.0.0.9", 1.0, time.time(), "done", cluster="here"
@@ -41,21 +40,6 @@ class OurHooks(Hooks):
             self.failures -= 1
             raise HookError("not now")
         self.told.append(info.session_id)
-
-
-@contextlib.contextmanager
-def keeping(folder: Path) -> Iterator[tuple[OurHooks, Keeper]]:
-    hooks = OurHooks(HooksSettings(folder / "sessions.db"))
-    config = jumpserver.Config(folder=folder)
-    keeper = Keeper(hooks, jumpserver.Chores(config, RecordFolder(config.record_path)))
-    with nothing_left():
-        hooks.open()
-        keeper.start()
-        try:
-            yield hooks, keeper
-        finally:
-            keeper.finish(time.monotonic() + 5)
-            hooks.close()
 
 
 def session(hooks: Hooks, name: str, **values: Any) -> SessionInfo:
@@ -83,7 +67,7 @@ def test_clusters_that_never_answer_keep_no_new_call_waiting(tmp_path: Path, mon
         return None, True
 
     tried: list[int] = []
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         hooks.failures = 1 << 30
         for number in range(40 * 5):
             keeper.ended(session(hooks, f"old-{number}", cluster=f"dead-{number % 5}"), unreachable)
@@ -101,7 +85,7 @@ def test_clusters_that_never_answer_keep_no_new_call_waiting(tmp_path: Path, mon
 
 def test_a_call_may_fail_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hooks._LONGEST_PAUSE_SECONDS", 0.0)
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         hooks.failures = 1100  # beyond which 2.0**n is no float
         keeper.ended(session(hooks, "a"), None)
         wait_until(lambda: hooks.told, "the last try", 30)
@@ -116,7 +100,7 @@ def test_what_was_not_tried_yet_is_tried_at_the_end_whatever_else_has_failed(tmp
         tried.set()
         return None, True
 
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         info = session(hooks, "a")
         with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -169,19 +153,19 @@ def test_a_call_for_which_no_thread_can_be_had_is_told_as_what_it_is(
 
 
 def test_a_hang_up_that_nobody_can_do_any_more_is_forgotten(tmp_path: Path) -> None:
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         info = session(hooks, "a", auth=replace(ENDED.auth, cluster_cfg="its own"))
         hooks.ledger.save([Unfinished(info, tell=False, hang_up=True)])
-    with keeping(tmp_path):
+    with keeping(tmp_path, OurHooks):
         wait_until(settled(tmp_path), "the ledger")
 
 
 def test_a_row_that_cannot_be_understood_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         session(hooks, "odd")
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection, connection:
         connection.execute("UPDATE sessions SET logout_at = 1.0, todo = 'odd'")
-    with keeping(tmp_path) as (hooks, keeper):
+    with keeping(tmp_path, OurHooks) as (hooks, keeper):
         wait_until(lambda: "Traceback" in caplog.text, "the word about it")
         keeper.ended(session(hooks, "a"), None)
         wait_until(lambda: hooks.told == ["a"], "the logout")
@@ -190,11 +174,11 @@ def test_a_row_that_cannot_be_understood_stops_nothing(tmp_path: Path, caplog: p
 
 @pytest.mark.parametrize("damaged", ["[oops", "[]", "[1]", "7", '"x"', "[" * 100_000])
 def test_a_lost_session_whose_fields_are_damaged_is_closed_from_its_columns(tmp_path: Path, damaged: str) -> None:
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         session(hooks, "odd")
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection, connection:
         connection.execute("UPDATE sessions SET info = ?", (damaged,))
-    with keeping(tmp_path) as (hooks, _):
+    with keeping(tmp_path, OurHooks) as (hooks, _):
         wait_until(settled(tmp_path), "the ledger")
         assert hooks.told == ["odd"]
 

@@ -24,7 +24,7 @@ from tests.support import RunningServer
 
 MODULES: list[types.ModuleType] = [jumpserver, hooks, k8s_exec, recorder]
 LIMIT_SECONDS = 2  # of processor time; what is tried here takes some milliseconds, or it would take minutes
-MADE_BY = {"search_pattern": "wanted"}  # function and name of a pattern that depends on what is asked for
+MAKER, MADE = "_text_pattern", {"_whole", "_rare"}  # of patterns that depend on what is asked for: who, and their names
 METHODS = {"match", "fullmatch", "search", "sub", "subn", "split", "findall", "finditer"}
 
 
@@ -108,7 +108,7 @@ def test_a_pattern_that_is_not_linear_is_found(pattern: re.Pattern[Any], method:
 def test_every_pattern_is_compiled_where_it_is_found() -> None:
     """Not inside of a function, not by a call that takes the pattern as text, not under a name of another import."""
     for module, tree in trees():
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name not in MADE_BY]
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != MAKER]
         inner = [node for function in functions for node in ast.walk(function)]
         for node in ast.walk(tree):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), module
@@ -121,7 +121,7 @@ def test_every_pattern_is_compiled_where_it_is_found() -> None:
 
 
 def test_patterns_that_are_handed_around_are_only_matched() -> None:
-    names = {*patterns(), *MADE_BY.values(), ""}  # "": methods of literals, which are str's
+    names = {*patterns(), *MADE, ""}  # "": methods of literals, which are str's
     for name, used in methods().items():
         if name not in names:
             assert not used & {"fullmatch", "search", "sub", "subn", "findall", "finditer"}, name
@@ -142,9 +142,7 @@ FOREIGN: dict[str, tuple[Callable[[str], object], list[tuple[str, str, str]]]] =
     "parse_range": (lambda text: jumpserver.parse_range(text, 9), [("bytes=", "1", ""), ("bytes=", "1-", "")]),
     "verify_token": (lambda text: hooks.verify_token(text, "s" * 32), [("", "a.", ""), ("", "W1tb", ".a.b")]),
     "search": (
-        lambda text: list(
-            recorder.search(io.BytesIO(text.encode()), recorder.search_pattern("secret"), lambda _: None)
-        ),
+        lambda text: list(recorder.search(io.BytesIO(text.encode()), recorder.Wanted("secret"), lambda _: None)),
         [
             *(
                 ('[1, "o", "', repeated, '"]\n')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
 import socket
@@ -20,8 +19,8 @@ from demo.cluster import StandIn
 from tests.support import (
     UPGRADE,
     WAIT_SECONDS,
+    Client,
     Installation,
-    Program,
     RunningServer,
     Terminal,
     another_server,
@@ -31,6 +30,7 @@ from tests.support import (
     newest,
     nothing_left,
     request_head,
+    two_programs,
     wait_until,
 )
 from tests.test_nginx import SHIPPED, SHORTEST, behind_nginx
@@ -40,32 +40,16 @@ PLAIN = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
 FLOOD = ["sh", "-c", 'stty raw -echo; echo ready; read count; seq "$count"; echo over; exec cat']
 
 
-class Watcher:
+class Watcher(Client):
     """asciinema-player's side of a live session, without a browser."""
 
     def __init__(self, sock: websocket.WebSocket) -> None:
-        self.sock = sock
+        super().__init__(sock)
         self.messages: list[Any] = []  # each parsed
-        self.close_code: int | None = None
 
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.sock.shutdown()  # type: ignore[no-untyped-call]
-
-    def step(self) -> None:
-        """Receive one message."""
-        try:
-            opcode, data = self.sock.recv_data()
-        except (websocket.WebSocketConnectionClosedException, ConnectionError):
-            self.close_code = 1006
-            return
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            self.close_code = int.from_bytes(data[:2], "big")
-        else:
-            assert opcode == websocket.ABNF.OPCODE_TEXT
-            self.messages.append(json.loads(data))
+    def take(self, opcode: int, data: bytes) -> None:
+        assert opcode == websocket.ABNF.OPCODE_TEXT
+        self.messages.append(json.loads(data))
 
     @property
     def output(self) -> str:
@@ -170,22 +154,17 @@ def test_a_recording_that_is_removed_ends_watching_with_its_session(server: Runn
         assert watcher.wait_end() == 1000
 
 
-def test_one_can_watch_from_another_process(cluster: StandIn, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(Program(tmp_path, cluster))
-        second = copy.copy(first)
-        second.log_file = tmp_path / "log-of-the-second"
-        stack.enter_context(second)
-        assert first.port != second.port
-        terminal = stack.enter_context(first.connect(command=PLAIN))
+def test_one_can_watch_from_another_process_and_the_user_is_told(cluster: StandIn, tmp_path: Path) -> None:
+    with two_programs(tmp_path, cluster) as (its_own, other), its_own.connect(command=PLAIN) as terminal:
         terminal.wait_for("ready")
-        watcher = stack.enter_context(watch(second))
-        watcher.wait_for("ready")
-        terminal.type("typed over there")
-        watcher.wait_for("typed over there")
-        terminal.send(type="close")
-        terminal.sock.close()
-        assert watcher.wait_end() == 1000
+        with watch(other) as watcher:
+            watcher.wait_for("ready")
+            assert terminal.wait_for_event("notice")["text"] == "auditor is watching this terminal"
+            terminal.type("typed over there")
+            watcher.wait_for("typed over there")
+            terminal.send(type="close")
+            terminal.sock.close()
+            assert watcher.wait_end() == 1000
 
 
 def test_the_user_is_told_who_begins_to_watch(server: RunningServer, terminal: Terminal) -> None:

@@ -16,6 +16,7 @@ from tests.support import need_program
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ["requirements.txt", "requirements-demo.txt", "requirements-dev.txt"]
+PINNED = [*LOCKS, "requirements-postgresql.txt"]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -41,7 +42,7 @@ def intents(lock: str) -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_every_line_is_one_version_with_its_hashes_and_nothing_else(lock: str) -> None:
     assert entries(lock)
     for entry in entries(lock):
@@ -51,13 +52,13 @@ def test_every_line_is_one_version_with_its_hashes_and_nothing_else(lock: str) -
         assert all(HASH.fullmatch(f"--hash{text.strip()}") for text in hashes), requirement
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_lock_and_intents_name_no_host_and_no_path(lock: str) -> None:
     for file in (ROOT / lock, (ROOT / lock).with_suffix(".in")):
         assert not re.search(r"//|index|find-links|@ |\w+\.(org|com|io|net)\b|(^|\s)/\w", file.read_text()), file.name
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_everything_asked_for_is_in_the_lock(lock: str) -> None:
     assert intents(lock)
     for wanted in intents(lock):
@@ -78,21 +79,27 @@ def test_each_lock_holds_the_smaller_ones(python: str) -> None:
     assert len(chosen[0]) >= 4 and chosen[0] < chosen[1] < chosen[2]
 
 
+def test_the_image_has_what_the_ledger_in_postgresql_was_tested_with() -> None:
+    tested = set(map(str, pins("requirements-dev.txt")))
+    assert {str(pin) for pin in pins("requirements-postgresql.txt")} <= tested
+
+
 def test_what_the_tests_run_with_is_what_the_lock_names() -> None:
     for pin in pins("requirements-dev.txt"):
         if pin.marker is None or pin.marker.evaluate():
             assert pin.specifier.contains(importlib.metadata.version(pin.name)), pin
 
 
-def test_page_assets_are_pinned_with_hashes_and_name_no_host() -> None:
-    text = (ROOT / "static/package-lock.json").read_text()
-    root, *packages = json.loads(text)["packages"].items()
-    asked = json.loads((ROOT / "static/package.json").read_text())["dependencies"]
+@pytest.mark.parametrize("folder", ["static", "tests"])
+def test_what_npm_installs_is_pinned_with_hashes_and_names_no_host(folder: str) -> None:
+    root, *packages = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"].items()
+    asked = json.loads((ROOT / folder / "package.json").read_text())["dependencies"]
     assert asked == root[1]["dependencies"] and len(packages) >= len(asked)
     for name, package in packages:
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), name
         assert asked.get(name.partition("/")[2], package["version"]) == package["version"], name
-    assert "resolved" not in text and "://" not in text
+        package.pop("funding", None)  # pages of its makers, from which nothing is fetched
+        assert "resolved" not in package and "://" not in json.dumps(package), name
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_each_target_installs_its_own_lock_and_no_more(target: str, lock: str) -
     assert not {"mypy", "playwright", "hypothesis"} & {pin.name for pin in pins(LOCKS[1])}
 
 
-@pytest.mark.parametrize("file", ["Makefile", "README.md", ".ci/run"])
+@pytest.mark.parametrize("file", ["Makefile", "README.md", "CONTRIBUTING.md", "docs/operate.md", ".ci/run"])
 def test_nothing_is_installed_past_the_locks(file: str) -> None:
     for line in (ROOT / file).read_text().splitlines():
         if "pip install" in line:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import http.client
 import json
 import threading
@@ -23,6 +22,7 @@ from tests.support import (
     end_shell,
     last_row,
     newest,
+    two_programs,
     wait_until,
 )
 from tests.test_ledger import locked
@@ -177,12 +177,8 @@ def test_what_cannot_stand_in_the_chain_is_not_done(server: RunningServer, termi
 
 @pytest.fixture
 def pair(tmp_path: Path, cluster: StandIn) -> Iterator[tuple[Program, Program]]:
-    """Two processes with one configuration, each on a port of its own."""
-    first = Program(tmp_path, cluster)
-    second = copy.copy(first)
-    second.log_file = tmp_path / "log-of-the-second"
-    with first, second:
-        yield first, second
+    with two_programs(tmp_path, cluster) as both:
+        yield both
 
 
 def test_a_session_of_another_process_ends_within_seconds(pair: tuple[Program, Program]) -> None:
