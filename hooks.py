@@ -323,13 +323,13 @@ _TEXT_LIMITS = {  # characters
 _SECONDS = ("idle_timeout", "max_duration")
 _LABEL_LIMIT_CHARACTERS = 24
 _COLOURS = {
-    "red": "#c62828",
-    "orange": "#e8710a",
-    "yellow": "#f2c037",
-    "green": "#2e8b57",
-    "blue": "#1f6feb",
-    "purple": "#7b4dbb",
-    "grey": "#6b7280",
+    "red": "#e5484d",
+    "orange": "#e8823a",
+    "yellow": "#e0b341",
+    "green": "#3fa76d",
+    "blue": "#4b8bf0",
+    "purple": "#a06be0",
+    "grey": "#8a91a2",
 }
 LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16

@@ -103,6 +103,7 @@ from k8s_exec import (
     KubeconfigError,
     PodExec,
     PodLost,
+    SeveralContainers,
     Shell,
     Target,
     Trust,
@@ -1137,6 +1138,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 COLS_LIMIT, ROWS_LIMIT = 1000, 500  # asciinema-player in Chromium plays it with a colour of its own for each cell
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
+CHOICE_SECONDS = 60  # for the user to choose a container
 LEAVE_SECONDS = 1.0  # for a shell to go when it is left
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
@@ -1334,6 +1336,8 @@ class Session:
         self._shell: Shell | None = None
         self._hang_up: HangUp | None = None  # where the pod has a program for it
         self._early: list[bytes | Size] = []  # what came before the pod was open
+        self._choices: tuple[str, ...] = ()  # the containers of which the user is asked to choose one
+        self._chosen = ""
         self._words: collections.deque[str] = collections.deque(maxlen=8)  # for the user, not told yet
         self._announced: dict[str, float] = {}  # who watches, and when (monotonic) that was said last
         # The output thread's, and so without a lock; others only look.
@@ -1435,22 +1439,46 @@ class Session:
         with self._changed:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
-        auth = self.auth
-        with self._server.metrics.timed("cluster_open_seconds"):
-            shell = open_shell(
-                target,
-                self.id,
-                auth.command,
-                auth.directory,
-                size,
-                timeout=OPEN_TIMEOUT_SECONDS,
-                reports=self._config.Record.commands,
-            )
-        self.auth = dataclasses.replace(auth, container_name=shell.target.container)
+        try:
+            shell = self._open_shell(target, size)
+        except SeveralContainers as exc:
+            shell = self._open_shell(dataclasses.replace(target, container=self._ask_which(exc)), size)
+        self.auth = dataclasses.replace(self.auth, container_name=shell.target.container)
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
         while not self._has_taken_over(shell):
             self._pass_on(shell.pod, self._early.pop(0))
         return shell
+
+    def _open_shell(self, target: Target, size: Size) -> Shell:
+        with self._server.metrics.timed("cluster_open_seconds"):
+            return open_shell(
+                target,
+                self.id,
+                self.auth.command,
+                self.auth.directory,
+                size,
+                timeout=OPEN_TIMEOUT_SECONDS,
+                reports=self._config.Record.commands,
+            )
+
+    def _ask_which(self, several: SeveralContainers) -> str:
+        """Let the user choose one of the pod's containers. Raises ``several`` where nobody does."""
+        browser = self._browser
+        if browser is None or not browser.v1:
+            raise several
+        with self._changed:
+            self._choices = several.names
+        with contextlib.suppress(BrowserGone):  # its thread ends the session
+            browser.send_json(type="choose", containers=several.names, seconds=CHOICE_SECONDS, **self._place())
+        with self._changed:
+            self._changed.wait_for(lambda: self._end is not None or self._chosen, CHOICE_SECONDS)
+            self._choices = ()
+            if self._end is not None:
+                raise Refused(self._end)
+            if not self._chosen:
+                raise several
+        self._note("container", f"container {self._chosen} chosen", container=self._chosen)
+        return self._chosen
 
     def _has_taken_over(self, shell: Shell) -> bool:
         """Whether all that came early is on its way: then the browser's thread passes on by itself what it gets."""
@@ -1531,7 +1559,7 @@ class Session:
         return self._is_held_up
 
     def _greet(self, browser: BrowserSocket, output: Output) -> None:
-        auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
+        grace = self._config.Server.resume_grace
         secret = (
             {"url": f"ssh?resume={self._server.resume_name(self.id)}", "secret": self._new_secret(), "grace": grace}
             if grace
@@ -1540,17 +1568,21 @@ class Session:
         browser.send_json(
             type="session",
             id=self.id,
-            namespace=auth.namespace,
-            pod=auth.pod_name,
-            container=auth.container_name,
-            cluster=info.cluster if info else "",
-            **mark_of(self._config, auth.cluster, auth),
-            user=auth.user,
+            container=self.auth.container_name,
+            **self._place(),
+            user=self.auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
             resume=secret,
         )
         browser.greeted = True
+
+    def _place(self) -> dict[str, str]:
+        """Where the shell is, or is to be, as a page shows it."""
+        auth, info = self.auth, self._info
+        cluster = info.cluster if info else ""
+        mark = mark_of(self._config, auth.cluster, auth)
+        return {"namespace": auth.namespace, "pod": auth.pod_name, "cluster": cluster, **mark}
 
     def _new_secret(self) -> str:
         """Make a secret with which a page may resume. Only its digest is kept."""
@@ -1757,6 +1789,15 @@ class Session:
                 self._wake()
         elif kind == "resize":
             self._pass_on_or_keep(value)
+        elif kind == "container":
+            self._choose(value)
+
+    def _choose(self, container: str) -> None:
+        with self._changed:
+            if container in self._choices:
+                self._choices, self._chosen = (), container
+                self._typed_at = time.monotonic()
+                self._changed.notify_all()
 
     def _acknowledge(self, browser: BrowserSocket, position: int) -> None:
         browser.window.acknowledge(position)
@@ -1875,9 +1916,9 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read``; who waits for room for input, or for the first size. Not woken, but
-        limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting for
-        the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
+        Wakes: the output thread in ``pod.read``; who waits for room for input, the first size or a choice. Not woken,
+        but limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting
+        for the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
         """
         with self._changed:
             if self._end is not None:
@@ -2001,7 +2042,7 @@ def terminal_size(cols: int, rows: int) -> Size:
 
 def parse_message(message: str | bytes) -> tuple[str, Any]:
     """A browser's message as its kind and value: "input" and bytes, "resize" and a size, "ack" and a position, "ping",
-    "resume" and (secret, position, size or None); "" for what can be ignored.
+    "container" and its name, "resume" and (secret, position, size or None); "" for what can be ignored.
 
     Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
     """
@@ -2015,6 +2056,8 @@ def parse_message(message: str | bytes) -> tuple[str, Any]:
             return (kind, size) if size else ("", None)
         if kind == "ack":
             return kind, _position(values["drawn"])
+        if kind == "container":
+            return kind, _typed(values["name"], str)
         if kind == "resume":
             size = _size(values) if "cols" in values else None
             return kind, (_typed(values["secret"], str), _position(values["drawn"]), size)
@@ -2347,7 +2390,6 @@ ASSETS = {
             "touch.js",
             "words.js",
             "live.js",
-            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",

@@ -85,6 +85,11 @@ export const WORDS = {
   skipped: { en: " {size} not shown here; the recording has them ", zh: " 此处未显示 {size}，录像中有完整内容 " },
 
   // ---- The terminal: forms and toasts ----
+  chooseContainer: { en: "Choose a container", zh: "选择容器" },
+  chooseText: {
+    en: "The pod {pod} has several. You have {seconds} seconds to choose.",
+    zh: "Pod {pod} 有多个容器。请在 {seconds} 秒内选择。",
+  },
   openTitle: { en: "Open a terminal", zh: "打开终端" },
   openText: {
     en: "Terminals are opened from your platform. If it gave you a token instead of a link, enter it here.",
