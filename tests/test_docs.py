@@ -175,6 +175,15 @@ def test_every_command_and_its_options_stand_in_audit_or_operate() -> None:
             assert not long or long[-1] in ("--help", "--jumpserver") or long[-1] in said, (name, long)
 
 
+def test_what_architecture_names_is_there() -> None:
+    table = "".join(rows("docs/architecture.md"))
+    code = "".join(map(text_of, MODULES))
+    for name in re.findall(r"`(_?[A-Za-z]\w+)(?:\.\w+)?`", table):
+        assert re.search(rf"\b{name}\b", code) or (ROOT / f"{name}.py").exists(), name
+    for part in re.findall(r"[\"]([a-z ]+)[\"]", table):
+        assert re.search(rf"^# -- {part}\b", code, re.M), part
+
+
 # -- links ------------------------------------------------------------------------------------------------------------
 
 
