@@ -44,7 +44,6 @@ LEFT_OUT = {
         *("… in [Clusters]", "program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
     },
     "goes before another": {"jumpserver: …", "jumpserver: …: …", "jumpserver: …: warning: …", "line …, column …: …"},
-    "goes before another in the log": {"error error=%s entry=%s", "error error=%s row=%s"},
     "the cluster's words": {"container not found", "is not valid for pod", "choose one of: [", "is not running"},
     "beside a bar that moves": {"MB searched", "recordings retired"},
     "for systemd": {"STATUS=… sessions"},
