@@ -4,10 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt
+LOCKS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-postgresql.txt
 
 # `make dist` also has pip fetch the runtime dependencies into build/wheels, by the same hashes.
-.PHONY: demo dist test bench soak lint setup locks clean
+.PHONY: demo dist test bench soak screenshots lint setup locks clean
 
 demo: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m demo $(ARGS)
@@ -23,6 +23,9 @@ bench: $(VENV)/demo.ready static/node_modules/ready
 
 soak: $(VENV)/demo.ready static/node_modules/ready
 	$(BIN)/python -m bench.soak $(ARGS)
+
+screenshots: setup
+	$(BIN)/python -m demo.screenshots
 
 lint: setup
 	$(BIN)/ruff check .

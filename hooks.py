@@ -58,6 +58,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerError",
+    "LogEvent",
     "Notes",
     "Proof",
     "Rows",
@@ -68,6 +69,7 @@ __all__ = [
     "cursor",
     "load_hooks",
     "log_event",
+    "log_fault",
 ]
 
 PLATFORM_TIMEOUT_SECONDS = 5.0
@@ -115,6 +117,8 @@ class TokenAuthData:
     reusable: bool = False  # whether the token opens another terminal, too
     idle_timeout: int = 0  # seconds; lowers that of [Limits], and never raises it; 0: says nothing
     max_duration: int = 0  # the same
+    label: str = ""  # a word for where this is, such as production; empty: that of the cluster
+    colour: str = ""  # of that word, as #rrggbb; empty: the same
 
     @property
     def place(self) -> str:
@@ -336,6 +340,16 @@ _TEXT_LIMITS = {  # characters
     "cluster_cfg": 1 << 20,
 }
 _SECONDS = ("idle_timeout", "max_duration")
+_LABEL_LIMIT_CHARACTERS = 24
+_COLOURS = {
+    "red": "#e5484d",
+    "orange": "#e8823a",
+    "yellow": "#e0b341",
+    "green": "#3fa76d",
+    "blue": "#4b8bf0",
+    "purple": "#a06be0",
+    "grey": "#8a91a2",
+}
 LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16
 _TOKEN_LIMIT_CHARACTERS = 1 << 16
@@ -360,8 +374,12 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
     if file is not None:
         texts["cluster_cfg"] = _read_cluster(file)
     seconds: dict[str, Any] = {name: _token_seconds(name, values.get(name)) for name in _SECONDS}
-    extra = {key: value for key, value in values.items() if key not in (*_TEXT_LIMITS, *_SECONDS, "command")}
-    return TokenAuthData(**texts, **seconds, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra)
+    mark: dict[str, Any] = {name: _token_mark(name, values.get(name)) for name in NORMAL_MARKS}
+    known = {*_TEXT_LIMITS, *_SECONDS, *mark, "command"}
+    extra = {key: value for key, value in values.items() if key not in known}
+    return TokenAuthData(
+        **texts, **seconds, **mark, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra
+    )
 
 
 def _token_text(name: str, value: object, limit: int) -> str:
@@ -374,6 +392,32 @@ def _token_text(name: str, value: object, limit: int) -> str:
     if "\0" in value or _SURROGATE.search(value):
         raise HookError(f"{name} of a token has a character that no text has (NUL, or half of a surrogate pair)")
     return value
+
+
+def normal_label(text: str) -> str:
+    """A word for a place, as the pages show it. Raises ValueError."""
+    if len(text) > _LABEL_LIMIT_CHARACTERS or not text.isprintable():
+        raise ValueError(f"must be one line of {_LABEL_LIMIT_CHARACTERS} characters at most")
+    return text.strip()
+
+
+def normal_colour(text: str) -> str:
+    """A colour as ``#rrggbb``; "" stays so. Raises ValueError."""
+    colour = _COLOURS.get(text, text.lower())
+    if not re.fullmatch("(#[0-9a-f]{6})?", colour):
+        raise ValueError(f"must be #rrggbb or one of {', '.join(_COLOURS)}")
+    return colour
+
+
+# How the pages tell one cluster from another.
+NORMAL_MARKS: Mapping[str, Callable[[str], str]] = {"label": normal_label, "colour": normal_colour}
+
+
+def _token_mark(name: str, value: object) -> str:
+    try:
+        return NORMAL_MARKS[name](_token_text(name, value, _LABEL_LIMIT_CHARACTERS))
+    except ValueError as exc:
+        raise HookError(f"{name} of a token {exc}") from None
 
 
 def _token_seconds(name: str, value: object) -> int:
@@ -514,15 +558,45 @@ _VALUE_LIMIT_CHARACTERS = 4096  # as long as a path may be; strangers' words com
 _LEVELS = {"error": logging.ERROR, "trouble": logging.ERROR, "warning": logging.WARNING}  # all else is INFO
 
 
-def log_event(event: str, **fields: object) -> None:
+class LogEvent:
+    """A line of the log: the event's name, and ``key=value`` pairs; then the traceback of what nobody foresaw."""
+
+    def __init__(self, name: str, fields: Mapping[str, object], trace: str = "") -> None:
+        self._name, self._fields, self._trace = name, fields, trace
+
+    def __str__(self) -> str:
+        pairs = (f"{key}={_log_value(value)}" for key, value in self._fields.items())
+        return " ".join((self._name, *pairs)) + (f"\n{self._trace}" if self._trace else "")
+
+    def as_json(self) -> dict[str, object]:
+        """The same for a machine: numbers stay numbers."""
+        fields = {key: _json_value(value) for key, value in self._fields.items()}
+        return {"event": self._name, **fields, **({"traceback": self._trace} if self._trace else {})}
+
+
+def log_event(event: str, /, **fields: object) -> None:
     """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
-    pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
-    log.log(_LEVELS.get(event, logging.INFO), "%s", " ".join((event, *pairs)))
+    log.log(_LEVELS.get(event, logging.INFO), LogEvent(event, fields))
+
+
+def log_fault(trace: str, /, **fields: object) -> None:
+    """An ``error`` that nobody foresaw, with its traceback."""
+    log.error(LogEvent("error", fields, trace))
 
 
 def _log_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(value)
     text = f"{value:.3f}" if isinstance(value, float) else str(value)[:_VALUE_LIMIT_CHARACTERS]
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+
+
+def _json_value(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, Mapping)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return round(value, 3)
+    return str(value)[:_VALUE_LIMIT_CHARACTERS]
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
@@ -1624,7 +1698,7 @@ class Keeper:
         try:
             step()
         except Exception:
-            log.error("error\n%s", traceback.format_exc())
+            log_fault(traceback.format_exc())
 
     def _finished(self) -> bool:
         """Whether it is to end, and all is written and tried once, or its time is over."""
@@ -1757,7 +1831,7 @@ class Keeper:
         try:
             done = call.run()
         except Exception:
-            log.error("error session=%s\n%s", job.session.info.session_id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=job.session.info.session_id)
             done = False
         with self._changed:
             call.running = False
@@ -1803,7 +1877,7 @@ class Keeper:
 def _log_unwritten(info: SessionInfo) -> None:
     """The last place for a logout that the ledger did not take."""
     row = {key: value for key, value in info.as_json().items() if key not in ("extra", "command", "message")}
-    log.error("error error=%s row=%s", json.dumps("this logout is not in the ledger"), json.dumps(row))
+    log_event("error", error="this logout is not in the ledger", row=row)
 
 
 # -- entries for which nobody waits -----------------------------------------------------------------------------------
@@ -1822,8 +1896,8 @@ class _Note:
     session_id: str
     values: Mapping[str, object]
 
-    def __str__(self) -> str:
-        return json.dumps({"kind": self.kind, "session_id": self.session_id, **self.values})
+    def as_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "session_id": self.session_id, **self.values}
 
 
 class Notes:
@@ -1881,7 +1955,7 @@ class Notes:
             log_event("error", error=exc)
         with self._lock:
             for note in self._waiting:
-                log.error("error error=%s entry=%s", json.dumps("this entry is not in the ledger"), note)
+                log_event("error", error="this entry is not in the ledger", entry=note.as_json())
             self._waiting.clear()
 
     def _add(self, kind: str, session_id: str, values: Mapping[str, object]) -> None:

@@ -15,7 +15,8 @@ Its threads: ``<id>-output`` (pod to recording to browser) and ``<id>-browser`` 
 browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
-``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP and the servers; the program; systemd.
+``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
+the sessions; the servers; the program; the log; systemd.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ from wsproto.utilities import LocalProtocolError
 
 from hooks import (
     LIMIT_MAXIMUM,
+    NORMAL_MARKS,
     SECRET_MINIMUM_BYTES,
     Ask,
     Command,
@@ -83,6 +85,7 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    LogEvent,
     Notes,
     Proof,
     SessionInfo,
@@ -91,6 +94,7 @@ from hooks import (
     cursor,
     load_hooks,
     log_event,
+    log_fault,
 )
 from k8s_exec import (
     KEEP_ALIVE_SECONDS,
@@ -101,6 +105,7 @@ from k8s_exec import (
     KubeconfigError,
     PodExec,
     PodLost,
+    SeveralContainers,
     Shell,
     Target,
     Trust,
@@ -147,9 +152,6 @@ else:
 
 __version__ = "0.2.0.dev0"
 __commit__ = ""  # of which this is a copy; deploy/dist.py writes it
-
-log = logging.getLogger("jumpserver")
-
 
 # -- addresses and origins --------------------------------------------------------------------------------------------
 
@@ -358,6 +360,15 @@ class KubernetesConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What a name under ``[Clusters]`` stands for. A text there is the kubeconfig alone."""
+
+    kubeconfig: Path
+    label: str = ""  # a word for the cluster, which the pages show
+    colour: str = ""  # of that word, as #rrggbb
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration. Relative paths in the file are relative to the file's folder."""
 
@@ -369,7 +380,7 @@ class Config:
     Hooks: HooksConfig = HooksConfig()
     Audit: AuditConfig = AuditConfig()
     Kubernetes: KubernetesConfig = KubernetesConfig()
-    Clusters: Mapping[str, Path] = field(default_factory=dict)  # name = kubeconfig file
+    Clusters: Mapping[str, ClusterConfig] = field(default_factory=dict)
     folder: Path = Path()
 
     @property
@@ -389,7 +400,7 @@ class Config:
         return HooksSettings(
             db=self.folder / self.Audit.db if self.Audit.db else self.record_path / "sessions.db",
             secret=self.Token.secret,
-            clusters=self.Clusters,
+            clusters={name: cluster.kubeconfig for name, cluster in self.Clusters.items()},
             records=self.record_path,
             **dataclasses.asdict(self.Platform),
         )
@@ -404,7 +415,7 @@ class Config:
 # What is made at the start, and stays.
 _FIXED = {
     "Server": ("listen", "admin_listen", "reuse_port"),
-    "Record": ("path",),
+    "Record": ("path", "min_free"),
     "Hooks": ("file",),
     "Audit": ("db",),
 }
@@ -442,6 +453,8 @@ _NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {
     "trusted_proxies": normal_proxy,
     "allow_servers": normal_server,
 }
+_SECRETS = ("secret", "authorization")  # {file = "…"} in place of one names the file that has it
+_SECRET_FILE_BYTES = 1 << 14
 _TYPE_NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _PLATFORM_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][!-~]*)?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(\d{1,5})")
@@ -473,6 +486,8 @@ def _section(name: str, values: object, file: Path) -> Any:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{file}: unknown key {key} in [{name}]; there are {', '.join(known)}")
+        if key in _SECRETS and isinstance(value, dict):
+            value = values[key] = _read_secret(value, file.absolute().parent, f"{file}: {key} in [{name}]")
         expected = type(known[key])
         if expected is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[key] = _normal(key, value, f"{file}: {key} in [{name}]")
@@ -483,6 +498,25 @@ def _section(name: str, values: object, file: Path) -> Any:
     return _SECTIONS[name](**values)
 
 
+def _read_secret(value: Mapping[str, object], folder: Path, where: str) -> str:
+    """What the file that ``value`` names has in its one line."""
+    name = value.get("file")
+    if len(value) != 1 or not isinstance(name, str) or not name.isprintable():
+        raise ConfigError(f'{where} must be text in quotes, or {{file = "the file that has it"}}')
+    path = folder / name
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(_SECRET_FILE_BYTES + 1)
+        text = content.decode().removesuffix("\n")
+    except OSError as exc:
+        raise ConfigError(f"{where}: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {path} is not UTF-8") from None  # whose text would have a part of it
+    if not 0 < len(text) <= len(content) <= _SECRET_FILE_BYTES:
+        raise ConfigError(f"{where}: {path} must have 1 to {_SECRET_FILE_BYTES} bytes")
+    return text
+
+
 def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
     try:
         return tuple(map(_NORMAL_FORMS.get(key, str), items))
@@ -490,10 +524,27 @@ def _normal(key: str, items: list[str], where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}: {exc}") from None
 
 
-def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, Path]:
-    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ConfigError(f'{file}: [Clusters] must have lines of the form name = "kubeconfig file"')
-    return {name: folder / value for name, value in values.items()}
+def _clusters(values: object, folder: Path, file: Path) -> Mapping[str, ClusterConfig]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: Clusters must be a section: [Clusters]")
+    return {name: _cluster(value, folder, f"{file}: {name} in [Clusters]") for name, value in values.items()}
+
+
+def _cluster(value: object, folder: Path, where: str) -> ClusterConfig:
+    texts = {"kubeconfig": value} if isinstance(value, str) else value
+    keys = {"kubeconfig", *NORMAL_MARKS}
+    if not isinstance(texts, dict) or "kubeconfig" not in texts or not keys.issuperset(texts):
+        form = '"kubeconfig file", or {kubeconfig = "…", label = "…", colour = "…"}'
+        raise ConfigError(f"{where} must have the form {form}")
+    mark = {}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: {name} must be text in quotes")
+        try:
+            mark[name] = NORMAL_MARKS.get(name, str)(text)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {name} {exc}") from None
+    return ClusterConfig(folder / mark.pop("kubeconfig"), **mark)
 
 
 def _check_values(config: Config, file: Path) -> None:
@@ -526,7 +577,8 @@ def _check_values(config: Config, file: Path) -> None:
         raise ConfigError(f"{file}: heartbeat_interval in [Platform] must be 1 to 86400 seconds")
     if not config.Platform.authorization.isascii():
         raise ConfigError(f"{file}: authorization in [Platform] must be ASCII, as HTTP headers are")
-    for name, path in config.Clusters.items():
+    for name, cluster in config.Clusters.items():
+        path = cluster.kubeconfig
         try:
             load_kubeconfig(path.read_bytes(), trust=Trust(folder=path.parent))
         except OSError as exc:
@@ -1085,6 +1137,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 COLS_LIMIT, ROWS_LIMIT = 1000, 500  # asciinema-player in Chromium plays it with a colour of its own for each cell
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
+CHOICE_SECONDS = 60  # for the user to choose a container
 LEAVE_SECONDS = 1.0  # for a shell to go when it is left
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
@@ -1282,6 +1335,8 @@ class Session:
         self._shell: Shell | None = None
         self._hang_up: HangUp | None = None  # where the pod has a program for it
         self._early: list[bytes | Size] = []  # what came before the pod was open
+        self._choices: tuple[str, ...] = ()  # the containers of which the user is asked to choose one
+        self._chosen = ""
         self._words: collections.deque[str] = collections.deque(maxlen=8)  # for the user, not told yet
         self._announced: dict[str, float] = {}  # who watches, and when (monotonic) that was said last
         # The output thread's, and so without a lock; others only look.
@@ -1383,22 +1438,46 @@ class Session:
         with self._changed:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
-        auth = self.auth
-        with self._server.metrics.timed("cluster_open_seconds"):
-            shell = open_shell(
-                target,
-                self.id,
-                auth.command,
-                auth.directory,
-                size,
-                timeout=OPEN_TIMEOUT_SECONDS,
-                reports=self._config.Record.commands,
-            )
-        self.auth = dataclasses.replace(auth, container_name=shell.target.container)
+        try:
+            shell = self._open_shell(target, size)
+        except SeveralContainers as exc:
+            shell = self._open_shell(dataclasses.replace(target, container=self._ask_which(exc)), size)
+        self.auth = dataclasses.replace(self.auth, container_name=shell.target.container)
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
         while not self._has_taken_over(shell):
             self._pass_on(shell.pod, self._early.pop(0))
         return shell
+
+    def _open_shell(self, target: Target, size: Size) -> Shell:
+        with self._server.metrics.timed("cluster_open_seconds"):
+            return open_shell(
+                target,
+                self.id,
+                self.auth.command,
+                self.auth.directory,
+                size,
+                timeout=OPEN_TIMEOUT_SECONDS,
+                reports=self._config.Record.commands,
+            )
+
+    def _ask_which(self, several: SeveralContainers) -> str:
+        """Let the user choose one of the pod's containers. Raises ``several`` where nobody does."""
+        browser = self._browser
+        if browser is None or not browser.v1:
+            raise several
+        with self._changed:
+            self._choices = several.names
+        with contextlib.suppress(BrowserGone):  # its thread ends the session
+            browser.send_json(type="choose", containers=several.names, seconds=CHOICE_SECONDS, **self._place())
+        with self._changed:
+            self._changed.wait_for(lambda: self._end is not None or self._chosen, CHOICE_SECONDS)
+            self._choices = ()
+            if self._end is not None:
+                raise Refused(self._end)
+            if not self._chosen:
+                raise several
+        self._note("container", f"container {self._chosen} chosen", container=self._chosen)
+        return self._chosen
 
     def _has_taken_over(self, shell: Shell) -> bool:
         """Whether all that came early is on its way: then the browser's thread passes on by itself what it gets."""
@@ -1479,7 +1558,7 @@ class Session:
         return self._is_held_up
 
     def _greet(self, browser: BrowserSocket, output: Output) -> None:
-        auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
+        grace = self._config.Server.resume_grace
         secret = (
             {"url": f"ssh?resume={self._server.resume_name(self.id)}", "secret": self._new_secret(), "grace": grace}
             if grace
@@ -1488,16 +1567,21 @@ class Session:
         browser.send_json(
             type="session",
             id=self.id,
-            namespace=auth.namespace,
-            pod=auth.pod_name,
-            container=auth.container_name,
-            cluster=info.cluster if info else "",
-            user=auth.user,
+            container=self.auth.container_name,
+            **self._place(),
+            user=self.auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
             resume=secret,
         )
         browser.greeted = True
+
+    def _place(self) -> dict[str, str]:
+        """Where the shell is, or is to be, as a page shows it."""
+        auth, info = self.auth, self._info
+        cluster = info.cluster if info else ""
+        mark = mark_of(self._config, auth.cluster, auth)
+        return {"namespace": auth.namespace, "pod": auth.pod_name, "cluster": cluster, **mark}
 
     def _new_secret(self) -> str:
         """Make a secret with which a page may resume. Only its digest is kept."""
@@ -1704,6 +1788,15 @@ class Session:
                 self._wake()
         elif kind == "resize":
             self._pass_on_or_keep(value)
+        elif kind == "container":
+            self._choose(value)
+
+    def _choose(self, container: str) -> None:
+        with self._changed:
+            if container in self._choices:
+                self._choices, self._chosen = (), container
+                self._typed_at = time.monotonic()
+                self._changed.notify_all()
 
     def _acknowledge(self, browser: BrowserSocket, position: int) -> None:
         browser.window.acknowledge(position)
@@ -1822,9 +1915,9 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read``; who waits for room for input, or for the first size. Not woken, but
-        limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting for
-        the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
+        Wakes: the output thread in ``pod.read``; who waits for room for input, the first size or a choice. Not woken,
+        but limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting
+        for the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
         """
         with self._changed:
             if self._end is not None:
@@ -1858,6 +1951,7 @@ class Session:
         traffic = self.traffic()
         return {
             "container_name": self.auth.container_name,
+            **mark_of(self._config, self.auth.cluster, self.auth),
             "idle": round(time.monotonic() - self._typed_at, 1),
             "detached": self.is_detached,
             "bytes_in": traffic.typed,
@@ -1918,7 +2012,7 @@ class Session:
             log_event("error", session=self.id, error=exc.strerror)
             self.stop(NO_DESCRIPTORS)
         else:
-            log.error("error session=%s\n%s", self.id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=self.id)
             self.stop(SERVER_FAULT)
 
 
@@ -1947,7 +2041,7 @@ def terminal_size(cols: int, rows: int) -> Size:
 
 def parse_message(message: str | bytes) -> tuple[str, Any]:
     """A browser's message as its kind and value: "input" and bytes, "resize" and a size, "ack" and a position, "ping",
-    "resume" and (secret, position, size or None); "" for what can be ignored.
+    "container" and its name, "resume" and (secret, position, size or None); "" for what can be ignored.
 
     Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
     """
@@ -1961,6 +2055,8 @@ def parse_message(message: str | bytes) -> tuple[str, Any]:
             return (kind, size) if size else ("", None)
         if kind == "ack":
             return kind, _position(values["drawn"])
+        if kind == "container":
+            return kind, _typed(values["name"], str)
         if kind == "resume":
             size = _size(values) if "cols" in values else None
             return kind, (_typed(values["secret"], str), _position(values["drawn"]), size)
@@ -1988,6 +2084,12 @@ def _size(values: Mapping[str, Any]) -> Size | None:
         return None
 
 
+def mark_of(config: Config, cluster: str, auth: TokenAuthData) -> dict[str, str]:
+    """The word and the colour by which the pages tell this place from others: the token's, else the cluster's."""
+    known = config.Clusters.get(cluster, ClusterConfig(Path()))
+    return {"label": auth.label or known.label, "colour": auth.colour or known.colour}
+
+
 def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") -> End:
     """What the user is told when a hook raised. HookError is logged in a line, the unforeseen with its traceback."""
 
@@ -1999,7 +2101,7 @@ def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") ->
     if isinstance(exc, HookError):
         log_event("error", session=session_id, hook=hook, error=without_token(str(exc)))
         return LEDGER_FAILED if isinstance(exc, LedgerError) else HOOK_FAILED
-    log.error("error session=%s hook=%s\n%s", session_id, hook, without_token(traceback.format_exc()))
+    log_fault(without_token(traceback.format_exc()), session=session_id, hook=hook)
     return HOOK_FAILED
 
 
@@ -2117,7 +2219,7 @@ class Chores:
         auth = info.auth
         try:
             if auth.cluster:
-                file = self.config.Clusters[auth.cluster]
+                file = self.config.Clusters[auth.cluster].kubeconfig
                 auth = dataclasses.replace(auth, cluster_cfg=file.read_text("utf-8"), cluster_file=file)
             cluster = load_cluster(self.config, auth)
             target = Target(cluster, auth.namespace, auth.pod_name, auth.container_name)
@@ -2278,14 +2380,19 @@ ASSETS = {
             "player.html",
             "sessions.html",
             "style.css",
+            "icons.svg",
+            "favicon.svg",
+            "theme.js",
             "terminal.js",
             "connection.js",
             "failure.js",
             "touch.js",
+            "words.js",
             "live.js",
             "player.js",
             "chapters.js",
             "link.js",
+            "picture.js",
             "search.js",
             "timeline.js",
             "sessions.js",
@@ -2307,6 +2414,7 @@ _CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NO_PAGE = "this page is not installed; run `npm ci` in the folder static and start the server again"
 
@@ -3124,6 +3232,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {
             **{name: getattr(info.auth, name) for name in _SHOWN_OF_TOKEN},
             **{name: getattr(info, name) for name in _SHOWN},
+            **mark_of(self.server.config, info.cluster, info.auth),
             **(session.as_it_is() if session else {}),
         }
 
@@ -3383,6 +3492,8 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+# -- what goes round beside the sessions ------------------------------------------------------------------------------
+
 FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how long: the log tells of more
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
@@ -3416,7 +3527,7 @@ class Clock:
                 try:
                     tick()
                 except Exception:
-                    log.error("error\n%s", traceback.format_exc())
+                    log_fault(traceback.format_exc())
 
 
 @dataclass
@@ -3604,6 +3715,9 @@ def _phase(session_id: str) -> float:
     return uuid.UUID(session_id).int / 2**128
 
 
+# -- the servers ------------------------------------------------------------------------------------------------------
+
+
 class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
@@ -3615,10 +3729,10 @@ class _Acceptor(socketserver.TCPServer):
     request_queue_size = 1024
 
     def __init__(self, setting: str, text: str, inherited: socket.socket | None) -> None:
-        """Bind the address; ``activate`` listens. Raises ListenError, which names setting and text."""
+        """Bind the address, or take the socket; ``activate`` listens. Raises ListenError, which names the setting."""
         self._setting = f"{setting} in [Server]: {text}"
         self._inherited = inherited
-        address = _host_and_port(text)
+        address = _host_and_port(text) if inherited is None else inherited.getsockname()[:2]
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler, bind_and_activate=False)
@@ -3850,7 +3964,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))
-        if config.Server.admin_listen:
+        if config.Server.admin_listen or "admin" in inherited:
             try:
                 self.admin = AdminListener(self, inherited.get("admin"))
             except ListenError:
@@ -3943,7 +4057,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that went away in the middle of an answer is no event.
         if not isinstance(sys.exc_info()[1], OSError):
-            log.error("error remote=%s\n%s", parse_address(client_address[0]), traceback.format_exc())
+            log_fault(traceback.format_exc(), remote=parse_address(client_address[0]))
 
     def start(self) -> None:
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
@@ -4465,8 +4579,18 @@ class Progress:
 
 def run_server(options: argparse.Namespace) -> int:
     """Without a command: serve, or only check the configuration."""
+    start_log()
+    try:
+        return _run_server(options)
+    except (ConfigError, HookError, RecordError, ListenError) as exc:
+        if options.check or not log_is_for_machines():
+            raise
+        log_event("error", error=exc)
+        return 2
+
+
+def _run_server(options: argparse.Namespace) -> int:
     sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     config = load_config(options.jumpserver)
     hooks_class = _hooks_class(config)
     check_record_path(config, options.jumpserver)
@@ -4600,7 +4724,7 @@ def _reload(server: JumpServer, file: Path) -> None:
     except ConfigError as exc:
         log_event("error", error=f"nothing of the configuration has changed: {exc}")
     except Exception:  # such as of a file that nests too deep: what runs must go on
-        log.error("error\n%s", traceback.format_exc())
+        log_fault(traceback.format_exc())
     notify_systemd("READY=1")
 
 
@@ -4614,6 +4738,69 @@ def _drain(server: JumpServer, woken: socket.socket) -> None:
     while len(server.sessions) and time.monotonic() < deadline:
         if _next_signal(woken, 0.1) not in (0, signal.SIGHUP):
             break
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4}  # sd-daemon(3); of all else 6
+
+
+class JsonFormat(logging.Formatter):
+    """An object a line, in ASCII: time, level, and the event with its fields, or the message of somebody else."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        own = record.msg
+        said = own.as_json() if isinstance(own, LogEvent) else {"event": "message", "message": super().format(record)}
+        return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
+
+
+class JournalFormat(logging.Formatter):
+    """Each line with the priority that the journal is to give it, which adds the time by itself."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, 6)
+        return "\n".join(f"<{priority}>{line}" for line in self._form.format(record).split("\n"))
+
+
+def log_format(name: str, to_journal: bool) -> logging.Formatter:
+    """``name``: text or json. Raises ConfigError."""
+    forms = {
+        "text": logging.Formatter("%(message)s" if to_journal else "%(asctime)s %(levelname)s %(message)s"),
+        "json": JsonFormat(),
+    }
+    if name not in forms:
+        raise ConfigError(f"the variable LOG_FORMAT must be {' or '.join(forms)}")
+    return JournalFormat(forms[name]) if to_journal else forms[name]
+
+
+def start_log() -> None:
+    """Log to stderr in the form that LOG_FORMAT names, which may be the journal. Raises ConfigError."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_format(_log_format_name(), stderr_is_the_journal()))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def log_is_for_machines() -> bool:
+    """Whether each line of stderr is to be an event, the last words before an exit included."""
+    return _log_format_name() == "json" or stderr_is_the_journal()
+
+
+def _log_format_name() -> str:
+    return os.environ.get("LOG_FORMAT") or "text"
+
+
+def stderr_is_the_journal() -> bool:
+    """Whether what JOURNAL_STREAM names is still stderr (systemd.exec(5))."""
+    try:
+        status = os.stat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # there is no stderr
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""The server as a whole: start and end, the terminal's wire, and what the libraries below it must not do to it."""
+"""The server as a whole: start and end, and the life of a session from the first key to the row in the ledger."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import hashlib
@@ -12,17 +11,12 @@ import logging
 import os
 import re
 import resource
-import select
 import shutil
 import signal
 import socket
 import struct
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import websocket
@@ -40,92 +34,17 @@ from tests.support import (
     connected,
     end_shell,
     exchange,
-    frame,
     last_row,
     newest,
-    nothing_left,
-    read_until,
-    refuse,
+    recorded_events,
+    recorded_output,
     request_head,
     run_program,
-    ssh_head,
     wait_until,
 )
 
 KIB, MIB = 1 << 10, 1 << 20
 BROWSER_LEFT = jumpserver.BROWSER_LEFT.reason
-LONG_DENIAL = "ü" * 100
-OWN_HOOKS = f"""
-import hooks
-
-class OwnHooks(hooks.Hooks):
-    def validate_ssh_token(self, token):
-        if token == "denied":
-            raise hooks.Denied("not on a Friday")
-        if token == "denied-at-length":
-            raise hooks.Denied("{LONG_DENIAL}")
-        if token.startswith("broken"):
-            raise RuntimeError("cannot look up " + token)
-        return super().validate_ssh_token(token)
-
-    def on_login(self, info):
-        super().on_login(info)
-        if info.auth.user == "denied":
-            raise hooks.Denied("too many terminals are open")
-        if info.auth.user == "broken":
-            raise RuntimeError("no such user")
-"""
-
-
-# -- what the tests need ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with nothing_left(), StandIn() as cluster:
-        running = RunningServer(tmp_path_factory.mktemp("shared"), cluster, hooks_file=OWN_HOOKS)
-        running.rows()  # SQLite keeps the descriptor of a second connection for the next one
-        try:
-            yield running
-        finally:
-            running.stop()
-
-
-@pytest.fixture
-def cluster(shared: RunningServer) -> Iterator[StandIn]:
-    """One cluster for all tests; each leaves it without a shell."""
-    shared.cluster.execs.clear()
-    with nothing_left():
-        yield shared.cluster
-        shared.cluster.wait_until(lambda: not shared.cluster.shells())
-
-
-@pytest.fixture
-def server(shared: RunningServer, cluster: StandIn) -> Iterator[RunningServer]:
-    """One server for the tests that need no settings of their own; each leaves it without a session."""
-    yield shared
-    wait_until(lambda: not len(shared.server.sessions), "the end of all sessions")
-
-
-def events(path: Path, code: str) -> list[str]:
-    """The data of a recording's events of one kind. Every line must be whole."""
-    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
-
-
-def recorded_output(path: Path) -> bytes:
-    return "".join(events(path, "o")).encode()
-
-
-def is_idle(sock: websocket.WebSocket, seconds: float) -> bool:
-    """Whether nothing at all comes within the time."""
-    sock.settimeout(seconds)
-    try:
-        sock.recv_data()
-        return False
-    except websocket.WebSocketTimeoutException:
-        return True
-    finally:
-        sock.settimeout(10)
 
 
 # -- start ------------------------------------------------------------------------------------------------------------
@@ -298,6 +217,8 @@ def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> Non
             "type": "session",
             "id": newest(server).stem,
             **where,
+            "label": "",
+            "colour": "",
             "reusable": True,
             "position": 0,
             "resume": None,
@@ -361,7 +282,7 @@ def test_resizes_reach_the_pod_and_the_recording(server: RunningServer) -> None:
         terminal.wait_for("50 120")
         end_shell(terminal)
     assert server.cluster.execs[-1].sizes == [(100, 30), *sizes]
-    assert events(newest(server), "r") == [f"{cols}x{rows}" for cols, rows in sizes]
+    assert recorded_events(newest(server), "r") == [f"{cols}x{rows}" for cols, rows in sizes]
 
 
 def test_resizes_out_of_range_are_dropped_and_the_session_goes_on(server: RunningServer) -> None:
@@ -375,7 +296,7 @@ def test_resizes_out_of_range_are_dropped_and_the_session_goes_on(server: Runnin
         terminal.wait_for("25 81")
         end_shell(terminal)
     assert server.cluster.execs[-1].sizes == [(100, 30), (81, 25)]
-    assert events(newest(server), "r") == ["81x25"]
+    assert recorded_events(newest(server), "r") == ["81x25"]
 
 
 def test_messages_of_unknown_types_are_ignored(server: RunningServer) -> None:
@@ -457,139 +378,6 @@ def test_the_last_200_kb_before_the_exit_arrive(server: RunningServer) -> None:
         assert (len(terminal.output), terminal.close_code) == (200_000, 1000)
 
 
-def test_a_session_waits_for_a_slow_browser_to_take_the_rest(server: RunningServer) -> None:
-    command = ["sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x"]
-    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)]
-    with server.connect_with(server.token(command=command), size="&cols=80&rows=24", sockopt=small) as terminal:
-        server.cluster.wait_until(lambda: server.cluster.execs and server.cluster.execs[-1].ended)
-        with pytest.raises(AssertionError):
-            wait_until(lambda: not len(server.server.sessions), seconds=0.3)
-        terminal.type("too late")
-        terminal.wait_end()
-    assert len(terminal.output) == 200_000
-
-
-def test_a_one_byte_stream_of_the_handshake_and_its_frames_works(server: RunningServer) -> None:
-    with connected(server.port) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in ssh_head(server) + frame(b'{"type":"input","input":"exit 4\\n"}'):
-            sock.sendall(bytes([byte]))
-        assert b"exit code 4" in read_until(sock)
-
-
-# -- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_denial_is_shown_in_the_hooks_words(server: RunningServer) -> None:
-    assert refuse(server, "denied") == (4403, 403, "not on a Friday")
-
-
-def test_no_token_and_a_foreign_and_an_expired_one_are_denied(server: RunningServer) -> None:
-    foreign = server.token()[:-4] + "AAAA"
-    cases = {"": "there is no ssh_token", foreign: "not valid", server.token(exp=time.time() - 1): "expired"}
-    for token, words in cases.items():
-        code, status, reason = refuse(server, token)
-        assert (code, status) == (4403, 403) and words in reason
-
-
-def test_a_token_for_a_recording_opens_no_terminal(server: RunningServer) -> None:
-    assert refuse(server, server.link_token())[:2] == (4403, 403)
-
-
-def test_a_token_with_a_jti_opens_one_terminal(server: RunningServer) -> None:
-    token = server.token(jti="only-once")
-    with server.connect_with(token) as terminal:
-        end_shell(terminal)
-    server.cluster.execs.clear()
-    code, status, reason = refuse(server, token)
-    assert (code, status) == (4403, 403) and "already used" in reason
-
-
-def test_a_hook_that_breaks_refuses_politely_and_is_logged_without_the_token(
-    server: RunningServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "jumpserver"):
-        assert refuse(server, "broken-S3CRET") == (4500, 503, jumpserver.HOOK_FAILED.reason)
-    assert "Traceback" in caplog.text and "RuntimeError" in caplog.text
-    assert "S3CRET" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("user", "code", "reason"),
-    [("denied", 4403, "too many terminals are open"), ("broken", 4500, jumpserver.HOOK_FAILED.reason)],
-)
-def test_a_login_that_fails_ends_the_session_before_the_pod_hears_of_it(
-    server: RunningServer, user: str, code: int, reason: str
-) -> None:
-    with server.connect(sub=user) as terminal:
-        assert terminal.wait_end() == {"type": "end", "reason": reason, "exit_code": None, "reusable": True}
-    assert (terminal.close_code, terminal.events[0]["type"]) == (code, "end")
-    assert server.cluster.execs == []
-    wait_until(lambda: last_row(server)["logout_at"])
-    assert last_row(server)["reason"] == reason
-    assert recorded_output(newest(server)) == terminal.output == f"\r\n[jumpserver] {reason}\r\n".encode()
-
-
-def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, cluster: StandIn) -> None:
-    with another_server(tmp_path, cluster, server_lines="max_sessions = 1") as server:
-        with server.connect() as terminal:
-            terminal.wait_for_event("session")
-            cluster.execs.clear()
-            assert refuse(server, server.token()) == (4503, 503, jumpserver.SERVER_FULL.reason)
-            end_shell(terminal)
-        wait_until(lambda: not len(server.server.sessions))
-        with server.connect() as terminal:
-            terminal.wait_for_event("session")
-
-
-@pytest.mark.parametrize(
-    ("pod", "claims", "words"),
-    [
-        ("multi", {}, "the pod has several containers, choose one of: c1 c2"),
-        ("multi", {"container_name": "c3"}, "the pod has no such container"),
-        ("distroless", {}, "the container's image has no shell"),
-        ("missing", {}, "the cluster does not know it"),
-        ("finished", {}, "the container is not running"),
-        ("../secrets", {}, "not a valid pod name"),
-        ("demo", {"namespace": "de fault"}, "not a valid namespace name"),
-    ],
-)
-def test_what_the_cluster_refuses_is_said_in_a_sentence(
-    server: RunningServer, pod: str, claims: dict[str, Any], words: str
-) -> None:
-    with server.connect(pod, **claims) as terminal, server.connect(pod, v1=False, **claims) as legacy:
-        reason = terminal.wait_end()["reason"]
-        legacy.wait_end()
-    assert words in reason
-    assert (terminal.close_code, legacy.close_code, legacy.events) == (4502, 4502, [])
-    assert terminal.output == legacy.output == f"\r\n[jumpserver] {reason}\r\n".encode()
-
-
-def test_a_lost_cluster_ends_the_session_with_its_sentence(server: RunningServer) -> None:
-    with server.connect() as terminal:
-        terminal.wait_for_event("session")
-        server.cluster.drop_connections()
-        end = terminal.wait_end()
-    assert (terminal.close_code, end["reason"]) == (4502, "the connection to the cluster was lost")
-    assert recorded_output(newest(server)) == terminal.output
-
-
-def test_a_close_reason_is_cut_between_characters_and_the_event_has_it_whole(server: RunningServer) -> None:
-    code, _, reason = refuse(server, "denied-at-length")
-    assert (code, reason) == (4403, LONG_DENIAL)
-    with server.connect_with("denied-at-length") as terminal:
-        terminal.wait_end()
-    assert terminal.close_reason == "ü" * 61
-
-
-def test_a_refused_browser_that_keeps_sending_holds_no_thread(server: RunningServer) -> None:
-    keys = frame(json.dumps({"type": "input", "input": "x" * 700_000}).encode())
-    head = request_head("/ssh?ssh_token=denied", *UPGRADE, "Sec-WebSocket-Protocol: jumpserver.v1")
-    with connected(server.port) as sock, contextlib.suppress(ConnectionError):
-        sock.sendall(head + keys * 3)
-        read_until(sock)
-
-
 # -- recording --------------------------------------------------------------------------------------------------------
 
 
@@ -626,120 +414,13 @@ def test_a_recording_that_cannot_be_written_any_more_ends_the_session(tmp_path: 
         assert "File too large" in program.log() and "Traceback" not in program.log()
 
 
-# -- the window -------------------------------------------------------------------------------------------------------
-
-
-def test_a_page_that_draws_nothing_gets_a_window_of_output_and_then_the_program_waits(server: RunningServer) -> None:
-    with server.connect(command=["yes"]) as terminal:
-        terminal.wait_for("y\r\n")
-        terminal.acknowledges = False
-        record, before = server.cluster.execs[-1], -1
-        while record.bytes_out != before:  # what is on its way fills the buffers between
-            before = record.bytes_out
-            while select.select([terminal.sock.sock], [], [], 0.15)[0]:
-                terminal.step()
-        assert jumpserver.WINDOW_MINIMUM_BYTES <= len(terminal.output) < 2 * jumpserver.WINDOW_MINIMUM_BYTES + MIB
-        terminal.acknowledges = True
-        terminal.acknowledge()
-        while record.bytes_out < before + 4 * MIB:
-            terminal.step()
-
-
-def test_a_large_paste_while_nothing_is_drawn_is_echoed_without_a_deadlock(server: RunningServer) -> None:
-    echo = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
-    piece, count = "0123456789abcdef" * 4096, 192
-    with server.connect(command=echo) as terminal, ThreadPoolExecutor(1) as pool:
-        terminal.wait_for("ready\n")
-        terminal.acknowledges = False
-        start = len(terminal.output)
-        pasted = pool.submit(lambda: collections.deque(map(terminal.type, [piece] * count)))
-        while not pasted.done():
-            if select.select([terminal.sock.sock], [], [], 0.1)[0]:
-                terminal.step()
-        pasted.result()
-        terminal.acknowledges = True
-        terminal.acknowledge()
-        while len(terminal.output) < start + len(piece) * count:
-            terminal.step()
-        assert terminal.output[start:] == (piece * count).encode()
-
-
-DEAF = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]
-
-
-def session_threads(terminal: Terminal) -> set[str]:
-    session = terminal.wait_for_event("session")["id"]
-    return {thread.name[len(session) :] for thread in threading.enumerate() if thread.name.startswith(session)}
-
-
-def test_keys_before_and_after_a_paste_that_has_to_wait_arrive_in_order(server: RunningServer) -> None:
-    echo = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
-    words = [f"<{i}>" for i in range(50)]
-    with server.connect(command=echo) as terminal:
-        terminal.wait_for("ready\n")
-        for word in (*words, "x" * 100 * KIB, *words, "<end>"):
-            terminal.type(word)
-        output = terminal.wait_for("<end>")
-        assert session_threads(terminal) == {"-output", "-browser"}
-    typed = "".join(words)
-    assert output.decode().endswith(typed + "x" * 100 * KIB + typed + "<end>")
-
-
-def test_input_that_the_pod_does_not_read_is_held_back(server: RunningServer) -> None:
-    keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
-    sent = 0
-    with server.connect(command=DEAF) as terminal:
-        terminal.wait_for("ready")
-        terminal.sock.settimeout(0.7)
-        with pytest.raises((websocket.WebSocketTimeoutException, TimeoutError)):
-            while sent < 100 * MIB:
-                sent += terminal.sock.send(keys)
-        server.cluster.drop_connections()
-    assert sent < 50 * MIB
-
-
-def test_a_browser_that_leaves_while_its_input_is_held_back_is_noticed(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jumpserver, "PING_SECONDS", 0.5)
-    keys = json.dumps({"type": "input", "input": "x" * 64 * KIB})
-    with server.connect(command=DEAF) as terminal:
-        terminal.wait_for("ready")
-        terminal.sock.settimeout(0.5)
-        with contextlib.suppress(websocket.WebSocketTimeoutException, TimeoutError):
-            while True:
-                terminal.sock.send(keys)
-    try:
-        wait_until(lambda: not len(server.server.sessions), seconds=3)
-    finally:
-        server.cluster.drop_connections()
-
-
-def test_a_browser_that_stops_reading_is_dropped_and_hurts_nobody(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jumpserver, "SEND_TIMEOUT_SECONDS", 1)
-    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)]
-    with server.connect_with(server.token(command=["yes"]), size="&cols=80&rows=24", sockopt=small):
-        with server.connect(sub="bystander") as bystander:
-            server.cluster.wait_until(lambda: len(server.cluster.execs) == 2)
-            flood = next(record for record in server.cluster.execs if record.command[-1] == "yes")
-            bystander.type("echo a$((1+1))b\n")
-            bystander.wait_for("a2b")
-            server.cluster.wait_until(lambda: flood.ended, 10)
-            assert flood.bytes_out < 50 * MIB
-            end_shell(bystander)
-    wait_until(lambda: all(row["logout_at"] for row in server.rows()[-2:]))
-    ends = [row["reason"] for row in server.rows()[-2:] if row["user"] == "alice"]
-    assert ends == [jumpserver.BROWSER_SILENT.reason]
-
-
 # -- how the browser leaves -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leave", ["drop", "close", "reset"])
 def test_a_browser_that_leaves_ends_the_shell_and_completes_the_ledger(server: RunningServer, leave: str) -> None:
-    with server.connect(command=DEAF) as terminal:  # prints nothing any more: only the browser's side can tell
+    silent = ["sh", "-c", "stty raw -echo; echo ready; exec sleep 1000"]  # only the browser's side can tell of the end
+    with server.connect(command=silent) as terminal:
         terminal.wait_for("ready")
         (pid,) = server.cluster.shells()
         if leave == "close":
@@ -754,6 +435,7 @@ def test_a_browser_that_leaves_ends_the_shell_and_completes_the_ledger(server: R
     assert (row["reason"], row["exit_code"]) == (reason, None)
     assert row["sha256"] == hashlib.sha256(newest(server).read_bytes()).hexdigest()
     shell = next(record for record in server.cluster.execs if record.pid == pid)
+    server.cluster.wait_until(lambda: shell.ended)
     assert shell.ended in ("status", "lost")  # never by a close frame, on which a shell lives on
 
 
@@ -782,26 +464,6 @@ def test_50_browsers_that_vanish_leave_nothing(server: RunningServer) -> None:
     assert not server.cluster.shells()
 
 
-# -- the browser's socket, made safe ----------------------------------------------------------------------------------
-
-
-def test_compression_is_not_agreed_to(server: RunningServer) -> None:
-    header = ["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"]
-    with server.connect_with(server.token(), size="&cols=80&rows=24", header=header) as terminal:
-        assert "sec-websocket-extensions" not in (terminal.sock.getheaders() or {})  # type: ignore[no-untyped-call]
-        end_shell(terminal)
-
-
-def test_frames_sent_along_with_the_handshake_are_not_lost(server: RunningServer) -> None:
-    first = frame(b'{"type":"resize","rows":33,"cols":99}') + frame(b'{"type":"input","input":"stty size; exit\\n"}')
-    got = exchange(server.port, ssh_head(server, query="") + first)
-    assert b"33 99" in got
-    assert server.cluster.execs[-1].sizes == [(99, 33)]
-
-
-# -- http.server, made safe -------------------------------------------------------------------------------------------
-
-
 def test_logs_hold_no_token_no_query_and_no_kubeconfig(
     server: RunningServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -827,36 +489,6 @@ def test_logs_hold_no_token_no_query_and_no_kubeconfig(
     written = caplog.text + "".join(capfd.readouterr())
     assert [secret for secret in secrets if secret in written] == []
     assert os.fspath(newest(server)) in caplog.text
-
-
-# -- what waits for the pod, and other ends ---------------------------------------------------------------------------
-
-
-def test_a_thread_that_cannot_start_refuses_the_session_in_words(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name.endswith("-output"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with server.connect() as terminal:
-        terminal.wait_end()
-    assert (terminal.close_code, terminal.close_reason) == (jumpserver.INTERNAL, jumpserver.SERVER_FAULT.reason)
-    assert not server.cluster.shells() and len(server.server.sessions) == 0
-    assert "can't start new thread" in caplog.text
-
-
-def test_a_message_over_1_mib_is_named_in_the_ledger(server: RunningServer) -> None:
-    with server.connect() as terminal:
-        terminal.wait_for_event("session")
-        terminal.send(type="input", input="x" * MIB)
-        terminal.wait_end()
-    wait_until(lambda: last_row(server)["logout_at"])
-    assert last_row(server)["reason"] == "the browser sent a message of more than 1 MiB"
 
 
 def test_the_server_raises_its_own_limit_of_descriptors(tmp_path: Path, cluster: StandIn) -> None:

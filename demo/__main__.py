@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import websocket
@@ -39,9 +40,9 @@ SAMPLE = (
 )
 
 
-def record_sample(platform: Platform, place: Place) -> None:
-    """Run some commands in the pod as alice would, so that there is something to replay."""
-    url = platform.terminal_link("alice", place).replace("http", "ws", 1).replace("/#", "/ssh?")
+def record(platform: Platform, person: str, place: Place) -> None:
+    """Run the sample in the pod as this person would, so that there is something to replay."""
+    url = platform.terminal_link(person, place).replace("http", "ws", 1).replace("/#", "/ssh?")
     with contextlib.closing(websocket.create_connection(f"{url}&cols=80&rows=24", 20)) as sock:
         sock.send(json.dumps({"type": "input", "input": "".join(f"{line}\r" for line in SAMPLE)}))
         while sock.recv_data()[0] != websocket.ABNF.OPCODE_CLOSE:
@@ -89,8 +90,9 @@ demo = {json.dumps(str(kubeconfig.absolute()))}
 """
 
 
-def run(places: tuple[Place, ...], kubeconfig: Path, folder: Path, port: int) -> None:
-    """Serve until a KeyboardInterrupt, which passes."""
+@contextlib.contextmanager
+def serving(places: tuple[Place, ...], kubeconfig: Path, folder: Path, port: int = 0) -> Iterator[PlatformServer]:
+    """A platform and a jumpserver that serve, with all of its files in the folder."""
     secret = secrets.token_hex(32)
     platform = Platform(places, secret, f"Bearer {secrets.token_hex(32)}")
     file = folder / "jumpserver.toml"
@@ -101,11 +103,17 @@ def run(places: tuple[Place, ...], kubeconfig: Path, folder: Path, port: int) ->
         try:
             server.start()
             platform.jumpserver = f"http://127.0.0.1:{server.server_address[1]}"
-            print(f"\nThe platform: {web.origin}/\n\nRecording a sample ...", flush=True)
-            record_sample(platform, places[0])
-            threading.Event().wait()
+            yield web
         finally:
             server.stop()
+
+
+def run(places: tuple[Place, ...], kubeconfig: Path, folder: Path, port: int) -> None:
+    """Serve until a KeyboardInterrupt, which passes."""
+    with serving(places, kubeconfig, folder, port) as web:
+        print(f"\nThe platform: {web.origin}/\n\nRecording a sample ...", flush=True)
+        record(web.platform, "alice", places[0])
+        threading.Event().wait()
 
 
 def main() -> int:

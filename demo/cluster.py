@@ -192,8 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
             if len(path) == 7 and path[6] == "exec":
                 self._exec(user, path[3], path[5], parse_qs(url.query, keep_blank_values=True))
                 return None
+            verb = "get" if path[5:] else "list"
+            cluster.asked.add((verb, "pods"))
             if not ("get" in user.verbs if user.reads_pods is None else user.reads_pods):
-                raise _forbidden(user.name, "get" if path[5:] else "list", "pods", path[3], "".join(path[5:]))
+                raise _forbidden(user.name, verb, "pods", path[3], "".join(path[5:]))
             if len(path) == 6:
                 return cluster.pod_object(cluster.find(path[3], path[5]).pod)
             if len(path) == 5:
@@ -281,7 +283,9 @@ def _pod_object(pod: Pod) -> dict[str, Any]:
     spec: dict[str, Any] = {}
     status: dict[str, Any] = {"phase": _phase(pod)}
     shown: dict[str, Any] = {"ready": pod.state == "running", "restartCount": 0}
-    if "state" in NOT_RUNNING.get(pod.state, {}):
+    if pod.state == "running":
+        shown["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    elif "state" in NOT_RUNNING.get(pod.state, {}):
         shown["state"] = NOT_RUNNING[pod.state]["state"]
     kinds = {"container": pod.containers, "initContainer": pod.sidecars, "ephemeralContainer": pod.debuggers}
     for kind, names in kinds.items():
@@ -358,6 +362,7 @@ class StandIn:
         self._certificate = certificate
         self._client_certificate = ssl.CERT_REQUIRED if demand_certificate else ssl.CERT_OPTIONAL
         self.execs: list[Exec] = []  # every exec request since the start, refused ones too
+        self.asked: set[tuple[str, str]] = set()  # the (verb, resource) pairs of all requests, refused ones too
         self.stopping = False
         self._first_pods = tuple(pods)
         self._users = {user.name: user for user in users}
@@ -407,7 +412,8 @@ class StandIn:
         self._command("stop")
         for server in self._gone:
             server.close(deadline)
-        kill_in(Path(root.name))
+        if any(Path(root.name).iterdir()):  # nothing ran in a pod that nobody has asked for
+            kill_in(Path(root.name))
         root.cleanup()
         self._images.clear()
         self._gone.clear()
@@ -647,8 +653,11 @@ class StandIn:
             session.command(what)
 
     def find(self, namespace: str, name: str) -> Image:
+        """The pod, with its folders."""
         with self._changed:
             image = self._images.get((namespace, name))
+            if image is not None:
+                image.unpack()
         if image is None:
             raise _refuse(404, "NotFound", f'pods "{name}" not found', name=name, kind="pods")
         return image
@@ -685,6 +694,7 @@ class StandIn:
     ) -> Image:
         """Refuse in the order of a cluster: API server, then kubelet. Sets container and subprotocol."""
         verb = record.method.lower().replace("post", "create")
+        self.asked |= {(wanted, "pods/exec") for wanted in (verb, *(["create"] if self.flavour == "new" else []))}
         if verb not in user.verbs:
             raise _forbidden(user.name, verb, "pods/exec", record.namespace, record.pod)
         if self.flavour == "new" and "create" not in user.verbs:

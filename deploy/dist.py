@@ -34,9 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / "build" / "wheels"  # what was downloaded, by the hashes in requirements.txt
 OLDEST = 9  # of Python 3: what is locked for this one runs on all newer ones, too
 MODULES = ("hooks.py", "jumpserver.py", "k8s_exec.py", "recorder.py")
-TEXTS = ("CHANGELOG.md", "LICENSE", "README.md")
+TEXTS = ("CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "docs/*.md", "docs/*.svg")
 # What else a folder has in another repository.
-SOURCES = ("deploy/*", "examples/*", "static/*", "jumpserver.toml", "pyproject.toml", "requirements.*")
+SOURCES = (
+    "deploy/*",
+    "deploy/kubernetes/*/*",
+    "docs/images/*",
+    "examples/*",
+    "static/*",
+    "jumpserver.toml",
+    "pyproject.toml",
+    "requirements.*",
+    "requirements-postgresql.*",
+)
 
 START = '''\
 """What Python runs first of this file."""
@@ -110,12 +120,23 @@ def seconds() -> int:
 
 
 def program() -> Files:
-    """The modules and the texts, those of ``init`` among them."""
-    files = {name: (ROOT / name).read_bytes() for name in (*MODULES, *TEXTS)}
+    """The modules and the texts, those of ``init`` among them. Raises BuildError."""
+    files = found(*MODULES, *TEXTS)
     files["jumpserver.py"] = re.sub(
         rb'^__commit__ = ".*"', f'__commit__ = "{commit()}"'.encode(), files["jumpserver.py"], flags=re.M
     )
     return files | {f"deploy/{name}": (ROOT / "deploy" / name).read_bytes() for name in constant("INIT_MODES")}
+
+
+def found(*patterns: str) -> Files:
+    """The files of those names, as they are here. Raises BuildError when there is none of a name."""
+    files: Files = {}
+    for pattern in patterns:
+        here = [file for file in ROOT.glob(pattern) if file.is_file()]
+        if not here:
+            raise BuildError(f"{pattern} is missing")
+        files.update({file.relative_to(ROOT).as_posix(): file.read_bytes() for file in here})
+    return files
 
 
 def pages() -> Files:
@@ -228,7 +249,7 @@ def build_pyz(folder: Path) -> Path:
 def build_folder(folder: Path) -> Path:
     """The folder for vendoring, packed: all that the server needs but its Python dependencies."""
     name = f"jumpserver-{constant('__version__')}"
-    files = {**sources(), **program(), **pages(), **page_licences()}
+    files = {**found(*SOURCES), **program(), **pages(), **page_licences()}
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path, data in sorted(files.items()):
@@ -239,12 +260,6 @@ def build_folder(folder: Path) -> Path:
     target = folder / f"{name}.tar.gz"
     target.write_bytes(gzip.compress(plain.getvalue(), 9, mtime=0))
     return target
-
-
-def sources() -> Files:
-    """What SOURCES names, as it is here."""
-    files = [file for pattern in SOURCES for file in ROOT.glob(pattern) if file.is_file()]
-    return {file.relative_to(ROOT).as_posix(): file.read_bytes() for file in files}
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from hooks import Denied, Hooks, TokenAuthData
 
 
 class OurHooks(Hooks):
-    """Called on the sessions' threads, several at a time. README.md names all hooks; the others stay as they ship."""
+    """Called on the sessions' threads, several at a time; docs/integrate.md names all hooks."""
 
     def validate_ssh_token(self, token: str) -> TokenAuthData:
         """What the token stands for. Denied refuses the user with its text."""

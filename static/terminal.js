@@ -11,6 +11,7 @@ import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mj
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
+import { own, said, say } from "./words.js";
 
 const CLOSE_DENIED = 4403;
 const CLOSE_GONE = 4410;
@@ -27,17 +28,10 @@ const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 // Leaves the alternate screen, mouse and paste modes of a shell that is gone, but keeps what it printed. The cursor
 // is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
 const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
-const OPEN_AGAIN = "To go on, open a terminal from your platform again.";
 const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
-const SEARCH_OPTIONS = {
-  decorations: {
-    matchBackground: "#5a4a1e", matchOverviewRuler: "#e8c170",
-    activeMatchBackground: "#a8741a", activeMatchBorder: "#ffd27d", activeMatchColorOverviewRuler: "#ffd27d",
-  },
-};
 
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
 const FRAMED = window.self !== window.top;
@@ -50,7 +44,7 @@ const state = {
   offeredToken: "", // of a link that was opened here while a shell runs
   reusable: true, // whether the token opens another terminal, as far as is known
   decoder: null, // of the output: a character may be split between messages
-  phase: "idle", // idle, connecting, connected, reconnecting, ended, refused, lost, taken
+  phase: "idle", // idle, connecting, choosing, connected, reconnecting, ended, refused, lost, taken
   user: "",
   partial: false, // what comes next may begin in the middle of a line
   sentSize: "",
@@ -80,11 +74,12 @@ const search = new SearchAddon();
 const connection = new Connection({
   size: () => ({ cols: term.cols, rows: term.rows }),
   session: onSession,
+  choose: onChoose,
   output: onOutput,
   skipped: onSkipped,
   replayed: onReplayed,
-  notice: (text) => toast(text, NOTICE_MS),
-  silent: (silent) => setPhase("connected", silent ? "No answer from the server" : connectedAs(), silent),
+  notice: (text) => toast(said(text).text, NOTICE_MS),
+  silent: (silent) => setPhase("connected", silent ? say("noAnswer") : connectedAs(), silent),
   lost: onLost,
   over: onOver,
 });
@@ -95,7 +90,7 @@ function connect() {
   fit.fit();
   Object.assign(state, { reusable: true, outbox: [], decoder: new TextDecoder(), sentSize: sizeText(), partial: false });
   connection.open(webSocketUrl(sshPath(state.token)));
-  setPhase("connecting", "Connecting");
+  setPhase("connecting", say("connecting"));
   term.focus();
 }
 
@@ -109,16 +104,51 @@ function sshPath(token) {
 }
 
 function connectedAs() {
-  return state.user ? `Connected as ${state.user}` : "Connected";
+  return state.user ? say("connectedAs", { user: state.user }) : say("connected");
+}
+
+function showPlace(session) {
+  const target = [session.pod, session.container].filter(Boolean).join(" / ");
+  el("target").textContent = el("target").title = target || say("terminal");
+  el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
+  el("cluster").textContent = session.cluster ? say("cluster", { name: session.cluster }) : "";
+  const word = session.label || (session.colour && session.cluster);
+  Object.assign(el("mark"), { textContent: word, hidden: !word });
+  document.body.style.setProperty("--mark", session.colour || null);
+  el("place").hidden = !session.namespace && !session.cluster;
+  document.title = say("titleOfPod", { pod: session.pod || say("pod") });
+}
+
+// The pod has several containers, and nothing else says which is meant.
+function onChoose({ containers, seconds, ...place }) {
+  showPlace(place);
+  el("container-text").textContent = say("chooseText", { pod: place.pod, seconds });
+  el("containers").replaceChildren(...containers.map(containerButton));
+  setPhase("choosing", say("chooseContainer"));
+  el("containers").firstChild.focus();
+}
+
+function containerButton(name) {
+  const button = document.createElement("button");
+  button.textContent = name;
+  button.addEventListener("click", () => {
+    connection.send({ type: "container", name });
+    setPhase("connecting", say("connecting"));
+    term.focus();
+  });
+  return button;
+}
+
+function onContainerKey(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const buttons = [...el("containers").children];
+  buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
 }
 
 function onSession(session) {
-  const target = [session.pod, session.container].filter(Boolean).join(" / ");
-  el("target").textContent = el("target").title = target || "Terminal";
-  el("namespace").textContent = session.namespace ? `namespace ${session.namespace}` : "";
-  el("cluster").textContent = session.cluster ? `cluster ${session.cluster}` : "";
-  el("place").hidden = !session.namespace && !session.cluster;
-  document.title = `${session.pod || "Pod"} \u2013 Terminal`;
+  showPlace(session);
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   state.reusable = session.reusable === true;
   state.user = session.user;
@@ -137,7 +167,7 @@ function onOutput(bytes, drawn) {
 function onSkipped(bytes, drawn) {
   state.decoder = new TextDecoder();
   const size = bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-  term.write(`\x18${SOFT_RESET}\x1b[7m ${size} not shown here; the recording has them \x1b[0m\r\n`, drawn);
+  term.write(`\x18${SOFT_RESET}\x1b[7m${say("skipped", { size })}\x1b[0m\r\n`, drawn);
 }
 
 // After a reload: a program with a screen of its own draws all of it again when the size changes.
@@ -149,44 +179,46 @@ function onReplayed() {
 
 // The seconds are drawn by the style sheet: screen readers would read each of them out.
 function onLost(seconds) {
-  if (state.phase !== "reconnecting") setPhase("reconnecting", "Reconnecting; typing is paused");
-  el("status").dataset.left = seconds;
+  if (state.phase !== "reconnecting") setPhase("reconnecting", say("reconnecting"));
+  el("status").dataset.left = say("secondsLeft", { seconds });
 }
 
 async function onOver({ event, end, upgraded, opened, taken }) {
   const reason = end?.reason || event.reason;
   const again = end ? end.reusable === true : state.reusable;
   term.write(state.decoder.decode()); // half a character at the very end
-  const hint = again || event.code === CLOSE_DENIED ? "" : OPEN_AGAIN; // a denial says itself what to do
+  const hint = again || event.code === CLOSE_DENIED ? "" : say("openAgain"); // a denial says itself what to do
   if (taken) {
-    finish("taken", "Continued elsewhere", "This terminal goes on in another page or tab.", "", true);
+    finish("taken", own(say("takenWhy")), "", true);
   } else if (opened && event.code === CLOSE_GONE) {
-    finish("ended", "Session ended", "The shell has ended while this page was away.", hint, again);
+    finish("ended", own(say("endedAway")), hint, again);
   } else if (opened && !end && event.code === CLOSE_USER) {
-    finish("ended", "Session ended", "You have ended this session.", hint, again);
+    finish("ended", own(say("endedByYou")), hint, again);
   } else if (end && opened) {
     const code = end.exit_code;
-    const exit = Number.isInteger(code) && !reason?.includes(code) ? `Exit code ${code}.` : "";
-    finish("ended", "Session ended", `${sentence(reason)} ${exit}`.trim(), hint, again);
+    const exit = Number.isInteger(code) && !reason?.includes(code) ? say("exitCode", { code }) : "";
+    const told = sentence(reason);
+    finish("ended", { ...told, text: `${told.text} ${exit}`.trim() }, hint, again);
   } else if (!opened && (end || event.code >= 4000)) {
-    finish("refused", "Terminal not opened", sentence(reason), hint, again);
+    finish("refused", sentence(reason), hint, again);
   } else if (upgraded || opened) {
-    const words = navigator.onLine ? "The server can no longer be reached." : "This device is offline.";
-    finish("lost", "Connection lost", reason ? sentence(reason) : words, hint, again);
+    const words = navigator.onLine ? say("unreachable") : say("offline");
+    finish("lost", reason ? sentence(reason) : own(words), hint, again);
   } else {
     const masked = new URL(sshPath("x".repeat(encodeURIComponent(state.token).length)), location.href).href;
     const failure = await whyNotOpened(masked);
-    if (state.phase === "connecting") finish("refused", "Terminal not opened", failure.text, "", failure.again);
+    if (state.phase === "connecting") finish("refused", own(failure.text), "", failure.again);
   }
 }
 
 // Offers what can help: a new try where one can work, else the way back to where new links are.
-function finish(phase, title, text, hint, again) {
+function finish(phase, { text, lang }, hint, again) {
+  const title = { ended: say("ended"), refused: say("refused"), lost: say("lost"), taken: say("taken") }[phase];
   setPhase(phase, title);
   el("notice-title").textContent = title;
-  el("notice-text").textContent = text;
+  Object.assign(el("notice-text"), { textContent: text, lang });
   el("notice-hint").textContent = hint;
-  el("reconnect").textContent = { refused: "Try again", taken: "Continue here" }[phase] ?? "Reconnect";
+  el("reconnect").textContent = { refused: say("tryAgain"), taken: say("continueHere") }[phase] ?? say("reconnect");
   el("reconnect").hidden = !again;
   el("close").hidden = again || FRAMED || PLATFORM_URL !== "";
   el("back").classList.toggle("primary", !again);
@@ -195,13 +227,13 @@ function finish(phase, title, text, hint, again) {
 
 function closePage() {
   window.close();
-  setTimeout(() => toast("The browser keeps this tab open; close it yourself"), CLOSING_MS);
+  setTimeout(() => toast(say("tabKept")), CLOSING_MS);
 }
 
 function sentence(reason) {
-  const text = reason?.trim() || "The server gave no reason";
-  const end = /[.!?\u3002]$/.test(text) ? "" : ".";
-  return text[0].toUpperCase() + text.slice(1) + end;
+  const { text, lang } = reason?.trim() ? said(reason.trim()) : own(say("noReason"));
+  const end = /[.!?\u3002]$/.test(text) ? "" : lang === "en" ? "." : "\u3002";
+  return { text: text[0].toUpperCase() + text.slice(1) + end, lang };
 }
 
 function setPhase(phase, words, silent = false) {
@@ -209,6 +241,7 @@ function setPhase(phase, words, silent = false) {
   document.body.dataset.phase = silent ? "silent" : phase;
   el("status").textContent = words;
   el("token-form").hidden = phase !== "idle";
+  el("container-card").hidden = phase !== "choosing";
   el("notice").hidden = !["ended", "refused", "lost", "taken"].includes(phase);
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
@@ -314,8 +347,8 @@ function sendPasteDialog() {
 async function copySelection() {
   const text = term.getSelection();
   const copied = text !== "" && (await copyText(text));
-  const how = TOUCH ? "Press long on a word to select it" : "Select some text first";
-  toast(copied ? "Copied" : text ? "The browser did not allow copying" : how);
+  const how = TOUCH ? say("pressLong") : say("selectFirst");
+  toast(copied ? say("copied") : text ? say("copyForbidden") : how);
   if (!TOUCH) term.focus(); // there it would open the keyboard
   else if (copied) term.clearSelection();
 }
@@ -344,7 +377,7 @@ function copyByCommand(text) {
 const osc52 = {
   readText: () => "", // a program in the pod may fill the clipboard, never read it
   writeText: (_selection, text) => {
-    copyText(text).then((copied) => copied && toast("The program copied text to your clipboard"));
+    copyText(text).then((copied) => copied && toast(say("programCopied")));
   },
 };
 
@@ -376,25 +409,37 @@ function find(older) {
   if (!text) {
     search.clearDecorations();
     el("search-count").textContent = "";
-  } else if (older) search.findPrevious(text, SEARCH_OPTIONS);
-  else search.findNext(text, SEARCH_OPTIONS);
+  } else if (older) search.findPrevious(text, { decorations: matchColours() });
+  else search.findNext(text, { decorations: matchColours() });
 }
 
 function showCount({ resultIndex, resultCount }) {
-  const count = resultCount === 0 ? "No matches" : resultIndex < 0 ? `${resultCount}` : `${resultIndex + 1} of ${resultCount}`;
+  const place = resultIndex < 0 ? `${resultCount}` : say("matchOf", { index: resultIndex + 1, count: resultCount });
+  const count = resultCount === 0 ? say("noMatches") : place;
   el("search-count").textContent = el("search-text").value ? count : "";
 }
 
-// The palette is in style.css, for the player too.
+// The palettes are in style.css, for the player too.
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--term-${name}`).trim();
+}
+
 function theme() {
-  const style = getComputedStyle(document.body);
-  const colour = (name) => style.getPropertyValue(`--term-color-${name}`).trim();
-  const colours = { foreground: colour("foreground"), background: colour("background"), cursor: colour(4) };
+  const [foreground, background] = [colour("color-foreground"), colour("color-background")];
+  const colours = { foreground, background, cursor: colour("color-4"), cursorAccent: background };
   COLOURS.forEach((name, i) => {
-    colours[name] = colour(i);
-    colours[`bright${name[0].toUpperCase()}${name.slice(1)}`] = colour(i + 8);
+    colours[name] = colour(`color-${i}`);
+    colours[`bright${name[0].toUpperCase()}${name.slice(1)}`] = colour(`color-${i + 8}`);
   });
-  return { ...colours, cursorAccent: colours.background, selectionBackground: "#2f4d75", selectionInactiveBackground: "#2a3648" };
+  return { ...colours, selectionBackground: colour("selection"), selectionInactiveBackground: colour("selection-inactive") };
+}
+
+function matchColours() {
+  const [match, active, edge] = ["match", "match-active", "match-edge"].map(colour);
+  return {
+    matchBackground: match, matchOverviewRuler: edge,
+    activeMatchBackground: active, activeMatchBorder: edge, activeMatchColorOverviewRuler: edge,
+  };
 }
 
 function storedFontSize() {
@@ -528,6 +573,7 @@ function listen() {
     if (key in ARROWS) repeatWhileHeld(button, () => pressKey(key));
     else if (key) button.addEventListener("click", () => pressKey(key));
   }
+  el("containers").addEventListener("keydown", onContainerKey);
   el("search-text").addEventListener("input", findNewest);
   el("search-text").addEventListener("keydown", onSearchKey);
   el("terminal").addEventListener("paste", onPasteEvent, { capture: true });
@@ -538,6 +584,7 @@ function listen() {
   });
   document.addEventListener("keydown", onShortcut, { capture: true });
   window.addEventListener("hashchange", () => offer(takeToken()));
+  window.addEventListener("themechange", () => (term.options.theme = theme()));
   window.visualViewport?.addEventListener("resize", fillViewport);
 }
 
@@ -552,7 +599,8 @@ function takeToken() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const query = new URLSearchParams(location.search);
   const token = fragment.get("ssh_token") || query.get("ssh_token") || "";
-  if (token) history.replaceState(null, "", location.pathname);
+  query.delete("ssh_token");
+  if (token) history.replaceState(null, "", `${location.pathname}${String(query) && `?${query}`}`);
   return token;
 }
 
@@ -584,11 +632,12 @@ function start() {
     term.focus();
     return;
   }
-  setPhase("idle", before ? "Session ended" : "No token yet");
+  setPhase("idle", before ? say("ended") : say("noToken"));
   if (before) {
-    const how = performance.getEntriesByType("navigation")[0]?.type === "reload" ? "reloaded" : "left";
-    el("form-title").textContent = "Session ended";
-    el("form-text").textContent = `This session ended because the page was ${how}. ${OPEN_AGAIN}`;
+    const reloaded = performance.getEntriesByType("navigation")[0]?.type === "reload";
+    const why = reloaded ? say("endedReloaded") : say("endedLeft");
+    el("form-title").textContent = say("ended");
+    el("form-text").textContent = `${why} ${say("openAgain")}`;
   }
   el("open").classList.toggle("primary", PLATFORM_URL === "");
   if (!TOUCH) el("token").focus();

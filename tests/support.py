@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -24,7 +26,9 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import jwt
+import psycopg
 import pytest
+import trustme
 import websocket
 
 import hooks
@@ -36,6 +40,7 @@ from recorder import RecordFolder
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
 PROGRAM = Path(jumpserver.__file__)
+_STARTED = re.compile(r"\bstart\b.*\blisten\W+\S*:(\d+)")  # in every form of the log
 LOOPBACK = Trust(allow_servers=("127.0.0.0/8", "::1"))  # for a kubeconfig as it comes with a token
 ALLOW_LOOPBACK = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'  # the same in a configuration
 
@@ -61,12 +66,24 @@ def wait_until_still(count: Callable[[], int]) -> None:
     wait_until(still)
 
 
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def programs(cluster: StandIn, pod: str = "demo") -> list[str]:
+    """The names of what runs in the pod."""
+    names = []
+    for pid in cluster.processes("default", pod):
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return sorted(names)
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}
     if cluster is not None:
-        ca = base64.b64encode(cluster.ca_pem.encode()).decode()
-        server = {"server": cluster.url, "certificate-authority-data": ca}
+        server = {"server": cluster.url, "certificate-authority-data": b64(cluster.ca_pem)}
         user = user or {"token": cluster.token}
     document = {
         "current-context": "x",
@@ -294,8 +311,9 @@ class Program(Installation):
         with self.log_file.open("wb") as log:
             command = [*self.program, flag, str(self.config_file)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
-        wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
-        found = re.search(r" listen=\S+:(\d+)", self.log())
+        over = lambda: _STARTED.search(self.log()) or self.process.poll() is not None  # noqa: E731
+        wait_until(over, "the start", START_SECONDS)
+        found = _STARTED.search(self.log())
         assert found, self.log()
         self.port = int(found[1])
 
@@ -442,7 +460,7 @@ def request_head(target: str, *lines: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
 
 
-KEY = f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}"
+KEY = f"Sec-WebSocket-Key: {b64(bytes(16))}"
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", KEY)
 
 
@@ -493,6 +511,15 @@ def answer_of(server: Installation, path: str) -> tuple[int, str]:
 def newest(server: Installation) -> Path:
     """The recording that was written last."""
     return server.config.record_path / server.recordings()[-1]
+
+
+def recorded_events(path: Path, code: str) -> list[str]:
+    """The data of a recording's events of one kind. Every line must be whole."""
+    return [event[2] for event in map(json.loads, path.read_text().splitlines()[1:]) if event[1] == code]
+
+
+def recorded_output(path: Path) -> bytes:
+    return "".join(recorded_events(path, "o")).encode()
 
 
 def last_row(server: Installation) -> dict[str, Any]:
@@ -636,6 +663,11 @@ def nothing_left() -> Iterator[None]:
         raise AssertionError(f"left over: threads {left}, files {files_left}; threads before: {old}") from None
 
 
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
 @pytest.fixture
 def cluster() -> Iterator[StandIn]:
     with nothing_left(), StandIn() as running:
@@ -651,3 +683,44 @@ def server(cluster: StandIn, tmp_path: Path) -> Iterator[RunningServer]:
         finally:
             running.stop()
             cluster.wait_until(lambda: not cluster.shells())
+
+
+def postgresql_programs() -> Path:
+    """The folder of initdb and postgres: Debian's is on nobody's PATH."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path()) or Path(need_program("initdb")).parent
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of this worker's own, on a Unix socket; it refuses to be root's."""
+    names = {user.pw_name for user in pwd.getpwall()}
+    user = None if os.geteuid() else next(name for name in ("postgres", "nobody") if name in names)
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder.chmod(0o711)  # clients need no right but to connect
+    if user is not None:
+        shutil.chown(folder, user)
+    programs, data = postgresql_programs(), folder / "data"
+    setup = ("--no-sync", "--auth=trust", "--username=jumpserver", "--no-locale", "--encoding=UTF8")
+    settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=60")
+    place = f"host={folder} user=jumpserver dbname=postgres"
+    try:
+        made = [str(programs / "initdb"), *setup, "--pgdata", str(data)]
+        subprocess.run(made, check=True, capture_output=True, user=user, cwd=folder)
+        words = [word for setting in settings for word in ("-c", setting)]
+        with (folder / "log").open("wb") as log:
+            started = [str(programs / "postgres"), "-D", str(data), *words]
+            server = subprocess.Popen(started, stderr=log, user=user, cwd=folder)
+        try:
+            wait_until(lambda: _answers(place), "PostgreSQL")
+            yield place
+        finally:
+            server.terminate()
+            server.wait(10)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _answers(place: str) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(place):
+        return True
+    return False

@@ -1,10 +1,12 @@
-"""What axe-core finds on the pages: nothing, in each of their states, on a desktop and on a phone."""
+"""What axe-core finds on the pages: nothing, in each of their states, on large and small screens, light and dark."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -15,13 +17,16 @@ from tests.test_pages import open_terminal, phase, run, wait_for_text
 from tests.test_player_page import PLAYER_SCRIPT, cast, play, player_text
 
 AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
-DESKTOP = {"viewport": {"width": 1440, "height": 900}}
-PHONE = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1440, "height": 900}}
+TABLET: dict[str, Any] = {"viewport": {"width": 768, "height": 1024}, "has_touch": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
+SCREENS: dict[str, dict[str, Any]] = {"desktop": DESKTOP, "tablet": TABLET, "phone": PHONE}
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.fixture(params=itertools.product(SCREENS, ["light", "dark"]), ids="-".join)
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    context = browser.new_context(**request.param)
+    screen, colours = request.param
+    context = browser.new_context(**SCREENS[screen], color_scheme=colours)
     context.set_default_timeout(WAIT_MS)
     yield context.new_page()
     context.close()

@@ -18,7 +18,18 @@ import websocket
 from wsproto.events import CloseConnection
 
 import jumpserver
-from tests.support import RunningServer, connected, drop, end_shell, frame, read_until, ssh_head
+from tests.support import (
+    RunningServer,
+    connected,
+    drop,
+    end_shell,
+    exchange,
+    frame,
+    last_row,
+    read_until,
+    ssh_head,
+    wait_until,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -261,3 +272,34 @@ def test_a_message_over_1_mib_ends_only_its_own_session(server: RunningServer, p
         bystander.type("echo a$((1+1))b\n")
         bystander.wait_for("a2b")
         end_shell(bystander)
+
+
+def test_compression_is_not_agreed_to(server: RunningServer) -> None:
+    header = ["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"]
+    with server.connect_with(server.token(), size="&cols=80&rows=24", header=header) as terminal:
+        assert "sec-websocket-extensions" not in (terminal.sock.getheaders() or {})  # type: ignore[no-untyped-call]
+        end_shell(terminal)
+
+
+def test_frames_sent_along_with_the_handshake_are_not_lost(server: RunningServer) -> None:
+    first = frame(b'{"type":"resize","rows":33,"cols":99}') + frame(b'{"type":"input","input":"stty size; exit\\n"}')
+    got = exchange(server.port, ssh_head(server, query="") + first)
+    assert b"33 99" in got
+    assert server.cluster.execs[-1].sizes == [(99, 33)]
+
+
+def test_a_one_byte_stream_of_the_handshake_and_its_frames_works(server: RunningServer) -> None:
+    with connected(server.port) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in ssh_head(server) + frame(b'{"type":"input","input":"exit 4\\n"}'):
+            sock.sendall(bytes([byte]))
+        assert b"exit code 4" in read_until(sock)
+
+
+def test_a_message_over_1_mib_is_named_in_the_ledger(server: RunningServer) -> None:
+    with server.connect() as terminal:
+        terminal.wait_for_event("session")
+        terminal.send(type="input", input="x" * MIB)
+        terminal.wait_end()
+    wait_until(lambda: last_row(server)["logout_at"])
+    assert last_row(server)["reason"] == "the browser sent a message of more than 1 MiB"

@@ -17,13 +17,12 @@ import trustme
 import k8s_exec
 from demo.cluster import StandIn
 from k8s_exec import Credential, PodLost, TlsStream, dial, load_kubeconfig
+from tests.raw_cluster import SUCCESS, RawServer, frame, opened, read_all, stream, tls_context, upgrade
 from tests.support import LOOPBACK, WAIT_SECONDS, kubeconfig, nothing_left, wait_until_still
-from tests.test_k8s_exec import SUCCESS, RawServer, frame, opened, read_all, stream, upgrade
 
 CA = trustme.CA()
-CLIENT, SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+CLIENT, SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls_context(CA.issue_cert("localhost"))
 CA.configure_trust(CLIENT)
-CA.issue_cert("localhost").configure_cert(SERVER)
 
 
 @pytest.fixture(autouse=True)

@@ -179,13 +179,34 @@ CONFIG_ERRORS = [
     ('[Server]\nlisten = "127.0.0.1:IN_USE"\n', "listen in [Server]"),
     ('[Record]\npath = "jumpserver.toml/records"\n', "path in [Record]"),
     ('[Token]\nsecret = "S3CRET"\n', "secret in [Token]"),
+    ('[Token]\nsecret = {file = "missing"}\n', "secret in [Token]"),
+    ('[Token]\nsecret = {file = "bad.yaml"}\n', "secret in [Token] must be one line"),
+    ('[Token]\nsecret = {file = "empty"}\n', "secret in [Token]"),
+    ('[Token]\nsecret = {file = "short"}\n', "secret in [Token] must have 32 bytes"),
+    ('[Token]\nsecret = {file = "latin-1"}\n', "latin-1 is not UTF-8"),
+    ('[Token]\nsecret = {file = "long"}\n', "long must have 1 to 16384 bytes"),
+    ('[Token]\nsecret = {file = "."}\n', "secret in [Token]"),
+    ('[Token]\nsecret = {file = "a\\u0000b"}\n', "secret in [Token] must be text in quotes, or {file"),
+    ('[Token]\nsecret = {value = "S3CRET"}\n', "secret in [Token] must be text in quotes, or {file"),
+    ('[Token]\nsecret = {file = "short", value = "S3CRET"}\n', "secret in [Token] must be text in quotes, or {file"),
+    ('[Platform]\nauthorization = {file = "missing"}\n', "authorization in [Platform]"),
+    ('[Platform]\nvalidate_url = {file = "short"}\n', "validate_url in [Platform] must be text in quotes"),
     ('[Platform]\nvalidate_url = "S3CRET"\n', "validate_url in [Platform]"),
     ('[Platform]\nlogin_url = "https://platform.example:65536/"\n', "login_url in [Platform]"),
     ('[Platform]\nauthorization = "Bearer S3CRET\\n"\n', "authorization in [Platform]"),
     ('[Platform]\nauthorization = "Bearer S3CRET 密码"\n', "authorization in [Platform]"),
     ('[Clusters]\nprod = "bad.yaml"\n', "prod in [Clusters]"),
     ('[Clusters]\nprod = "missing.yaml"\n', "prod in [Clusters]"),
-    ("[Clusters]\nprod = 1\n", "[Clusters]"),
+    ("[Clusters]\nprod = 1\n", "prod in [Clusters] must have the form"),
+    ("[Clusters]\nprod = {label = 'a'}\n", "prod in [Clusters] must have the form"),
+    ("[Clusters]\nprod = {kubeconfig = 'a', color = 'red'}\n", "prod in [Clusters] must have the form"),
+    ("[Clusters]\nprod = {kubeconfig = 'a', label = 1}\n", "prod in [Clusters]: label must be text in quotes"),
+    (
+        "[Clusters]\nprod = {kubeconfig = 'a', label = 'twenty-five characters ...'}\n",
+        "prod in [Clusters]: label must be",
+    ),
+    ("[Clusters]\nprod = {kubeconfig = 'a', colour = 'crimson'}\n", "prod in [Clusters]: colour must be #rrggbb or"),
+    ("Clusters = 1\n", "Clusters must be a section"),
     ('[Hooks]\nfile = "missing.py"\n', "missing.py"),
     ('[Hooks]\nfile = "bad.yaml"\n', "bad.yaml"),
     ('[Audit]\ndb = "missing/sessions.db"\n', "db in [Audit]"),
@@ -197,6 +218,10 @@ CONFIG_ERRORS = [
 def test_a_config_error_is_one_line_that_names_file_and_key(tmp_path: Path, config: str, words: str) -> None:
     file = tmp_path / "jumpserver.toml"
     (tmp_path / "bad.yaml").write_text(BAD_KUBECONFIG)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "short").write_text("S3CRET\n")
+    (tmp_path / "latin-1").write_bytes(b"S3CRET" * 6 + b"\xe9\n")
+    (tmp_path / "long").write_text("S3CRET" * 3000)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         text = config.replace("IN_USE", str(taken.getsockname()[1]))
         file.write_text(text if "[Record]" in text else text + f'[Record]\npath = "{tmp_path}/records"\n')
@@ -211,6 +236,22 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     done = run_program("-jumpserver", tmp_path / "no.toml")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert str(tmp_path / "no.toml") in done.stderr
+
+
+# -- secrets in files of their own -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_secret_may_stand_in_a_file_of_its_own(tmp_path: Path, end: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("t" * 40 + end)
+    (tmp_path / "platform").write_text(f"Bearer p{end}")
+    file = tmp_path / "jumpserver.toml"
+    file.write_text(
+        f'[Token]\nsecret = {{file = "secrets/token"}}\n[Platform]\nauthorization = {{file = "{tmp_path}/platform"}}\n'
+    )
+    settings = jumpserver.load_config(file).hooks_settings()
+    assert (settings.secret, settings.authorization) == ("t" * 40, "Bearer p")
 
 
 # -- lists are brought into the form that is compared -----------------------------------------------------------------

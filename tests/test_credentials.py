@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
@@ -19,7 +18,7 @@ import pytest
 import k8s_exec
 from demo.cluster import StandIn, User
 from k8s_exec import ExecRefused, KubeconfigError, PodExec, Target, Trust, credential, load_kubeconfig
-from tests.support import ALLOW_LOOPBACK, LOOPBACK, RunningServer, kubeconfig, nothing_left, wait_until
+from tests.support import ALLOW_LOOPBACK, LOOPBACK, RunningServer, b64, kubeconfig, nothing_left, wait_until
 
 API = "client.authentication.k8s.io/"
 USERS = (User("demo", password="p:ss wörd"), User("boss", frozenset(("impersonate",))), User("nobody", frozenset()))
@@ -30,10 +29,6 @@ def cluster() -> Iterator[StandIn]:
     """Takes the place of the one in support: with users of all kinds."""
     with nothing_left(), StandIn(users=USERS) as running:
         yield running
-
-
-def b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
 
 
 def run(text: str, trust: Trust = LOOPBACK, command: tuple[str, ...] = ("true",)) -> bytes:

@@ -115,6 +115,7 @@ def test_it_holds_source_and_the_pages_files_and_nothing_else(pyz: Path) -> None
                 assert data == (ROOT / name.removesuffix(".gz")).read_bytes(), name
             assert b"\0" not in data, name
     assert names == sorted(names)
+    assert {"README.md", "docs/integrate.md", "docs/architecture.svg"} <= set(names)
     packages = {name.partition("/")[0] for name in names if name.endswith(".py") and "/" in name}
     assert packages == {"deploy", "h11", "simple_websocket", "tomli", "websocket", "wsproto"}
 
@@ -157,10 +158,10 @@ def test_two_folders_with_the_same_commit_build_the_same_bytes(tmp_path: Path) -
 
 
 def test_a_build_without_the_pages_assets_and_npm_says_what_to_do(tmp_path: Path) -> None:
-    for name in ("deploy", "static"):
+    for name in ("deploy", "docs", "static"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules"))
-    for name in ("hooks.py", "jumpserver.py", "k8s_exec.py", "recorder.py", "CHANGELOG.md", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "LICENSE"):
+        shutil.copy(file, tmp_path)
     command = [sys.executable, "deploy/dist.py"]
     done = subprocess.run(command, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -22,7 +21,8 @@ import trustme
 import k8s_exec
 from demo.cluster import StandIn
 from k8s_exec import ExecError, KubeconfigError, PodExec, PodLost, Target, Trust, load_kubeconfig
-from tests.support import LOOPBACK, Listener, kubeconfig, nothing_left, opened
+from tests.raw_cluster import tls_context, tls_server
+from tests.support import LOOPBACK, Listener, b64, kubeconfig, nothing_left, opened
 
 API = "client.authentication.k8s.io/v1"
 VALUES = {
@@ -160,10 +160,8 @@ def test_a_context_may_be_named_that_is_not_the_current_one(running: StandIn) ->
     assert load_kubeconfig(json.dumps(document), "other").namespace == "web"
 
 
-def test_a_request_that_the_server_does_not_read_is_given_up_in_time() -> None:
-    ca = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("127.0.0.1").configure_cert(context)
+def test_a_request_that_the_server_does_not_read_is_given_up_in_time(ca: trustme.CA) -> None:
+    context = tls_context(ca.issue_cert("127.0.0.1"))
     with nothing_left():
         held: list[ssl.SSLSocket] = []  # open, and never read
         listener = Listener(lambda raw: held.append(context.wrap_socket(raw, server_side=True)))
@@ -226,21 +224,17 @@ else:
 
 
 @pytest.fixture
-def proxy(running: StandIn, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def proxy(running: StandIn, ca: trustme.CA, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """An https proxy to the stand-in, and the file of its CA."""
-    ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("127.0.0.1").configure_cert(context)
     ca.cert_pem.write_to_path(str(tmp_path / "proxy-ca.pem"))
 
-    def refuse(raw: socket.socket) -> None:
-        with context.wrap_socket(raw, server_side=True) as tls:
-            tls.recv(65536)
-            tls.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            tls.recv(1)
+    def refuse(tls: ssl.SSLSocket) -> None:
+        tls.recv(65536)
+        tls.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        tls.recv(1)
 
-    listener = Listener(refuse)
-    yield f"https://127.0.0.1:{listener.port}", tmp_path / "proxy-ca.pem"
-    listener.close()
+    with tls_server(tls_context(ca.issue_cert("127.0.0.1")), refuse) as port:
+        yield f"https://127.0.0.1:{port}", tmp_path / "proxy-ca.pem"
 
 
 @pytest.mark.parametrize("what", ["descriptors", "threads"])
@@ -248,7 +242,7 @@ def proxy(running: StandIn, tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_what_this_host_runs_out_of_is_said_in_a_sentence(
     running: StandIn, proxy: tuple[str, Path], tmp_path: Path, what: str, way: str
 ) -> None:
-    certificate, key = (base64.b64encode(text.encode()).decode() for text in running.client_certificate())
+    certificate, key = (b64(text) for text in running.client_certificate())
     user: dict[str, Any] = {"client-certificate-data": certificate, "client-key-data": key}
     if way == "plugin":
         answer = json.dumps({"kind": "ExecCredential", "apiVersion": API, "status": {"token": running.token}})

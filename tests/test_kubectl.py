@@ -42,7 +42,7 @@ ONLY_OURS = {
     **dict.fromkeys(("bom-crlf-json.yaml", "json-pretty.yaml", "quoted-escapes.yaml"), "unknown escape character"),
 }
 
-# Files that kubectl opens and we refuse, by the reason; README names each kind.
+# Files that kubectl opens and we refuse, by the reason; docs/configure.md names each kind.
 ONLY_KUBECTLS = {
     "key": ["alias-as-key", "anchor-on-key", "explicit-key", "flow-key-alone", "key-not-text"],
     "anchor": ["anchor-twice"],

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +33,7 @@ from hooks import (
     Unfinished,
     cursor,
 )
-from tests.support import Program, end_shell, need_program, nothing_left, run_program, wait_until
+from tests.support import Program, end_shell, nothing_left, run_program, wait_until
 
 AUTH = TokenAuthData("web", "shop-0", "main", user="alice", command=("sh",), extra={"ticket": "T-1"})
 INFO = SessionInfo("id-1", "/records/id-1.cast", AUTH, "10.0.0.9", 1000.5, cluster="10.0.0.1")
@@ -46,46 +41,6 @@ END: dict[str, Any] = {"logout_at": 1010.0, "reason": "it ended", "exit_code": 3
 ENDED = replace(INFO, **END, size=900, sha256="ab" * 32)
 
 Make = Callable[[], Ledger]
-
-
-def postgresql_programs() -> Path:
-    """The folder of initdb and postgres: Debian's is on nobody's PATH."""
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path()) or Path(need_program("initdb")).parent
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """A server of this worker's own, on a Unix socket; it refuses to be root's."""
-    names = {user.pw_name for user in pwd.getpwall()}
-    user = None if os.geteuid() else next(name for name in ("postgres", "nobody") if name in names)
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    programs, data = postgresql_programs(), folder / "data"
-    setup = ("--no-sync", "--auth=trust", "--username=jumpserver", "--no-locale", "--encoding=UTF8")
-    settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=60")
-    place = f"host={folder} user=jumpserver dbname=postgres"
-    try:
-        made = [str(programs / "initdb"), *setup, "--pgdata", str(data)]
-        subprocess.run(made, check=True, capture_output=True, user=user, cwd=folder)
-        words = [word for setting in settings for word in ("-c", setting)]
-        with (folder / "log").open("wb") as log:
-            started = [str(programs / "postgres"), "-D", str(data), *words]
-            server = subprocess.Popen(started, stderr=log, user=user, cwd=folder)
-        try:
-            wait_until(lambda: _answers(place), "PostgreSQL")
-            yield place
-        finally:
-            server.terminate()
-            server.wait(10)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _answers(place: str) -> bool:
-    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(place):
-        return True
-    return False
 
 
 def empty(place: str) -> None:

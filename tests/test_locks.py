@@ -16,6 +16,7 @@ from tests.support import need_program
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ["requirements.txt", "requirements-demo.txt", "requirements-dev.txt"]
+PINNED = [*LOCKS, "requirements-postgresql.txt"]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -41,7 +42,7 @@ def intents(lock: str) -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_every_line_is_one_version_with_its_hashes_and_nothing_else(lock: str) -> None:
     assert entries(lock)
     for entry in entries(lock):
@@ -51,13 +52,13 @@ def test_every_line_is_one_version_with_its_hashes_and_nothing_else(lock: str) -
         assert all(HASH.fullmatch(f"--hash{text.strip()}") for text in hashes), requirement
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_lock_and_intents_name_no_host_and_no_path(lock: str) -> None:
     for file in (ROOT / lock, (ROOT / lock).with_suffix(".in")):
         assert not re.search(r"//|index|find-links|@ |\w+\.(org|com|io|net)\b|(^|\s)/\w", file.read_text()), file.name
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", PINNED)
 def test_everything_asked_for_is_in_the_lock(lock: str) -> None:
     assert intents(lock)
     for wanted in intents(lock):
@@ -76,6 +77,11 @@ def test_each_lock_holds_the_smaller_ones(python: str) -> None:
         for lock in LOCKS
     ]
     assert len(chosen[0]) >= 4 and chosen[0] < chosen[1] < chosen[2]
+
+
+def test_the_image_has_what_the_ledger_in_postgresql_was_tested_with() -> None:
+    tested = set(map(str, pins("requirements-dev.txt")))
+    assert {str(pin) for pin in pins("requirements-postgresql.txt")} <= tested
 
 
 def test_what_the_tests_run_with_is_what_the_lock_names() -> None:
@@ -107,7 +113,7 @@ def test_each_target_installs_its_own_lock_and_no_more(target: str, lock: str) -
     assert not {"mypy", "playwright", "hypothesis"} & {pin.name for pin in pins(LOCKS[1])}
 
 
-@pytest.mark.parametrize("file", ["Makefile", "README.md", ".ci/run"])
+@pytest.mark.parametrize("file", ["Makefile", "README.md", "CONTRIBUTING.md", "docs/operate.md", ".ci/run"])
 def test_nothing_is_installed_past_the_locks(file: str) -> None:
     for line in (ROOT / file).read_text().splitlines():
         if "pip install" in line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime
 import select
@@ -20,16 +19,19 @@ import trustme
 import k8s_exec
 from demo.cluster import StandIn
 from k8s_exec import Cluster, Credential, ExecRefused, KubeconfigError, Trust, dial, load_kubeconfig
+from tests.raw_cluster import ca_data, tls_context, tls_server
 from tests.support import (
     ALLOW_LOOPBACK,
     LOOPBACK,
     Listener,
     RunningServer,
+    b64,
     deaf_port,
     kubeconfig,
     nothing_left,
     opened,
     output_of,
+    read_until,
     refusal,
     wait_until,
 )
@@ -96,26 +98,20 @@ class Proxy:
                     sink.sendall(data)
 
 
-@pytest.fixture
-def proxy_ca() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture(params=["http", "https"])
 def proxy(
     request: pytest.FixtureRequest,
     cluster: StandIn,
-    proxy_ca: trustme.CA,
+    ca: trustme.CA,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[str, Proxy]]:
     """(URL, proxy); this host trusts the proxy's certificate."""
     context = None
     if request.param == "https":
-        proxy_ca.cert_pem.write_to_path(str(tmp_path / "proxy-ca.pem"))
+        ca.cert_pem.write_to_path(str(tmp_path / "proxy-ca.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "proxy-ca.pem"))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        proxy_ca.issue_cert("127.0.0.1").configure_cert(context)
+        context = tls_context(ca.issue_cert("127.0.0.1"))
     with nothing_left(), Proxy((cluster.host, cluster.port), context) as running:
         yield f"{request.param}://127.0.0.1:{running.port}", running
 
@@ -133,7 +129,7 @@ def test_name_and_password_are_shown_to_the_proxy_only(cluster: StandIn, proxy: 
     url, running = proxy
     url = url.replace("://", "://us%40er:pr0xy-p%3Ass@")
     assert output_of(kubeconfig(cluster, **{"proxy-url": url})) == b"here\r\n"
-    pair = base64.b64encode(f"us@er:{SECRET}".encode()).decode()
+    pair = b64(f"us@er:{SECRET}")
     assert f"\r\nProxy-Authorization: Basic {pair}\r\n" in running.heads[0]
 
 
@@ -208,10 +204,8 @@ def test_a_proxys_answer_needs_no_reason_phrase(cluster: StandIn) -> None:
         assert output_of(kubeconfig(cluster, **{"proxy-url": f"http://127.0.0.1:{proxy.port}"})) == b"here\r\n"
 
 
-def test_an_https_proxy_of_an_unknown_ca_is_refused(cluster: StandIn, proxy_ca: trustme.CA) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    proxy_ca.issue_cert("127.0.0.1").configure_cert(context)
-    with Proxy((cluster.host, cluster.port), context) as proxy:
+def test_an_https_proxy_of_an_unknown_ca_is_refused(cluster: StandIn, ca: trustme.CA) -> None:
+    with Proxy((cluster.host, cluster.port), tls_context(ca.issue_cert("127.0.0.1"))) as proxy:
         said = refusal(kubeconfig(cluster, **{"proxy-url": f"https://u:{SECRET}@127.0.0.1:{proxy.port}"}))
     assert "no connection through the proxy 127.0.0.1: its certificate comes from a CA" in said
     assert not proxy.heads
@@ -350,21 +344,15 @@ def test_a_name_has_no_percent_in_it(host: str, key: str) -> None:
 class Seen:
     """A TLS server for k8s.test that refuses every request; the names and the Host headers that it was sent."""
 
-    def __init__(self) -> None:
-        ca, self.names, self.hosts = trustme.CA(), list[Any](), list[str]()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def __init__(self, ca: trustme.CA) -> None:
+        self.names, self.hosts = list[Any](), list[str]()
+        self.context = tls_context(ca.issue_cert("k8s.test", "127.0.0.1"))
         self.context.sni_callback = lambda tls, name, context: self.names.append(name)
-        ca.issue_cert("k8s.test", "127.0.0.1").configure_cert(self.context)
-        self.ca = {"certificate-authority-data": base64.b64encode(ca.cert_pem.bytes()).decode()}
-        self.listener = Listener(self._serve)
 
-    def _serve(self, raw: socket.socket) -> None:
-        with self.context.wrap_socket(raw, server_side=True) as tls:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += tls.recv(65536)
-            self.hosts += [line[6:] for line in head.decode().split("\r\n") if line.startswith("Host: ")]
-            tls.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    def serve(self, tls: ssl.SSLSocket) -> None:
+        head = read_until(tls, b"\r\n\r\n")
+        self.hosts += [line[6:] for line in head.decode().split("\r\n") if line.startswith("Host: ")]
+        tls.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
 @pytest.mark.parametrize(
@@ -383,20 +371,17 @@ class Seen:
     ],
 )
 def test_the_name_for_tls_and_the_host_of_each_request(
-    monkeypatch: pytest.MonkeyPatch, place: dict[str, str], name: str | None, host: str
+    monkeypatch: pytest.MonkeyPatch, ca: trustme.CA, place: dict[str, str], name: str | None, host: str
 ) -> None:
-    with nothing_left():
-        seen, real = Seen(), socket.getaddrinfo
-        monkeypatch.setattr(
-            socket, "getaddrinfo", lambda *args, **options: real("127.0.0.1", seen.listener.port, **options)
-        )
-        text = kubeconfig(None, {"token": "x"}, **seen.ca, **place)
+    seen, real = Seen(ca), socket.getaddrinfo
+    with tls_server(seen.context, seen.serve) as port:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: real("127.0.0.1", port, **options))
+        text = kubeconfig(None, {"token": "x"}, **{"certificate-authority-data": ca_data(ca)}, **place)
         assert "forbids" in refusal(text)
         k8s_exec.why_lost(
             k8s_exec.Target(load_kubeconfig(text, trust=LOOPBACK), "default", "demo"), time.time(), timeout=0
         )
-        seen.listener.close()
-        assert (seen.names, seen.hosts) == ([name] * 2, [host] * 2)
+    assert (seen.names, seen.hosts) == ([name] * 2, [host] * 2)
 
 
 def test_a_proxy_is_told_the_port_always(cluster: StandIn) -> None:
@@ -573,27 +558,16 @@ DAY = datetime.timedelta(days=1)
         ({"names": ("k8s.internal",), "name": "k8s.internal"}, ""),
     ],
 )
-def test_each_fault_of_a_certificate_has_its_sentence(certificate: dict[str, Any], fault: str) -> None:
-    ca, names, name = trustme.CA(), certificate.pop("names", ("127.0.0.1",)), certificate.pop("name", "")
-    issuer = trustme.CA() if certificate.pop("other_ca", False) else ca
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    issuer.issue_cert(*names, **certificate).configure_cert(context)
-
-    def serve(connection: socket.socket) -> None:
-        with context.wrap_socket(connection, server_side=True) as tls:
-            tls.recv(1)
-
-    pem = ca.cert_pem.bytes().decode()
-    with nothing_left():
-        listener = Listener(serve)
-        cluster = Cluster("127.0.0.1", listener.port, ca_pem=pem, tls_server_name=name)
-        try:
-            if fault:
-                with pytest.raises(ExecRefused) as caught:
-                    dial(cluster, Credential(), time.monotonic() + 5)
-                at = f"no TLS connection to the cluster at 127.0.0.1:{listener.port}"
-                assert str(caught.value) == f"{at}: {fault}"
-            else:
-                dial(cluster, Credential(), time.monotonic() + 5).close()
-        finally:
-            listener.close()
+def test_each_fault_of_a_certificate_has_its_sentence(ca: trustme.CA, certificate: dict[str, Any], fault: str) -> None:
+    options = dict(certificate)
+    names, name = options.pop("names", ("127.0.0.1",)), options.pop("name", "")
+    issuer = trustme.CA() if options.pop("other_ca", False) else ca
+    context = tls_context(issuer.issue_cert(*names, **options))
+    with tls_server(context, lambda tls: tls.recv(1)) as port:
+        cluster = Cluster("127.0.0.1", port, ca_pem=ca.cert_pem.bytes().decode(), tls_server_name=name)
+        if fault:
+            with pytest.raises(ExecRefused) as caught:
+                dial(cluster, Credential(), time.monotonic() + 5)
+            assert str(caught.value) == f"no TLS connection to the cluster at 127.0.0.1:{port}: {fault}"
+        else:
+            dial(cluster, Credential(), time.monotonic() + 5).close()

@@ -13,8 +13,8 @@ import trustme
 import k8s_exec
 from demo.cluster import Pod, StandIn, User
 from k8s_exec import ExecRefused, Shell, Target, default_container, explain_not_running, load_kubeconfig, open_shell
+from tests.raw_cluster import RawServer, answer, http_error
 from tests.support import LOOPBACK, nothing_left
-from tests.test_k8s_exec import RawServer, answer, http_error
 
 PODS = (
     Pod("default", "demo", containers=("main",), sidecars=("proxy",), debuggers=("debug",)),

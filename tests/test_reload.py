@@ -52,6 +52,21 @@ def test_a_good_configuration_counts_for_new_terminals_and_open_ones_go_on(clust
         assert end_shell(terminal)["reason"] == "the shell has ended"
 
 
+def test_a_reload_reads_the_files_of_secrets_again(cluster: StandIn, tmp_path: Path) -> None:
+    with Program(tmp_path, cluster) as server:
+        file = tmp_path / "token"
+        text = server.config_file.read_text().replace(f'"{server.secret}"', '{file = "token"}')
+        for secret in "a" * 40, "b" * 40:
+            old_token, server.secret = server.token(), secret
+            file.write_text(f"{secret}\n")
+            said = reload(server, text)
+            assert secret not in said
+            with server.connect_with(old_token) as refused:
+                assert "not valid" in refused.wait_end()["reason"]
+            with server.connect() as terminal:
+                assert end_shell(terminal)["reason"] == "the shell has ended"
+
+
 def test_fewer_terminals_than_are_open_end_none_and_let_none_in(cluster: StandIn, tmp_path: Path) -> None:
     with Program(tmp_path, cluster) as server, server.connect() as terminal:
         terminal.wait_for_event("session")
@@ -77,9 +92,9 @@ def test_a_bad_configuration_changes_nothing_and_is_named(cluster: StandIn, tmp_
 def test_what_cannot_change_is_named_and_stays(cluster: StandIn, tmp_path: Path) -> None:
     with Program(tmp_path, cluster) as server:
         text = server.config_file.read_text().replace('"127.0.0.1:0"', '"127.0.0.1:1"\nreuse_port = true')
-        text = text.replace('"records"', '"elsewhere"\npublic = true') + '[Audit]\ndb = "other.db"\n'
+        text = text.replace('"records"', '"elsewhere"\npublic = true\nmin_free = 1') + '[Audit]\ndb = "other.db"\n'
         said = reload(server, text, "db in [Audit] is as before")
-        for key in ("listen in [Server]", "reuse_port in [Server]", "path in [Record]"):
+        for key in ("listen in [Server]", "reuse_port in [Server]", "path in [Record]", "min_free in [Record]"):
             assert f"{key} is as before" in said
         assert "admin_listen" not in said and "[Hooks]" not in said
         with server.connect() as terminal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -15,7 +14,17 @@ import websocket
 import jumpserver
 from bench.soak import recorded_output
 from demo.cluster import StandIn
-from tests.support import RunningServer, Terminal, drop, end_shell, last_row, newest, wait_until, wait_until_still
+from tests.support import (
+    RunningServer,
+    Terminal,
+    drop,
+    end_shell,
+    last_row,
+    newest,
+    recorded_events,
+    wait_until,
+    wait_until_still,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 ECHO = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
@@ -26,11 +35,6 @@ def server(tmp_path: Path, cluster: StandIn) -> Iterator[RunningServer]:
     running = RunningServer(tmp_path, cluster, resume_grace=60)
     yield running
     running.stop()
-
-
-def markers(path: Path) -> list[str]:
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
-    return [line[2] for line in lines if line[1] == "m"]
 
 
 def is_detached(server: RunningServer) -> bool:
@@ -68,7 +72,7 @@ def test_random_cuts_lose_no_byte_and_repeat_none(server: RunningServer) -> None
     wait_until(lambda: is_detached(server))
     assert seen == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 400_001)) + b"\xff\xfeend"
     assert recorded_output(newest(server)) == seen
-    wait_until(lambda: markers(newest(server)).count("resumed from 127.0.0.1") == 25)
+    wait_until(lambda: recorded_events(newest(server), "m").count("resumed from 127.0.0.1") == 25)
 
 
 def test_a_flood_goes_on_for_16_mib_and_all_of_it_is_there_for_who_comes_back(server: RunningServer) -> None:
@@ -204,7 +208,7 @@ def test_after_the_grace_the_shell_is_hung_up(tmp_path: Path, cluster: StandIn) 
         server.wait_settled()
         row = last_row(server)
         assert (row["reason"], row["hung_up"]) == (jumpserver.BROWSER_LEFT.reason, 1)
-        assert markers(newest(server)) == ["the browser closed the connection; the shell waits for it"]
+        assert recorded_events(newest(server), "m") == ["the browser closed the connection; the shell waits for it"]
         with server.resume(terminal) as late:
             late.wait_end()
             assert late.close_code == jumpserver.GONE
@@ -251,7 +255,7 @@ def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(server: Run
         start = session._skipped[0]
         assert shown == everything[:start] + everything[start + skipped :]
         assert everything[start + skipped :].startswith(b"one line of a flood")
-        assert f"{skipped} bytes not shown to the user" in markers(newest(server))
+        assert f"{skipped} bytes not shown to the user" in recorded_events(newest(server), "m")
 
 
 def test_a_full_screen_program_is_never_caught_up_with(server: RunningServer) -> None:

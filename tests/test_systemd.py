@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import signal
 import socket
@@ -27,11 +28,13 @@ from tests.support import (
     RunningServer,
     another_server,
     connected,
+    need_program,
     read_until,
     request_head,
     wait_until,
 )
 
+ROOT = Path(jumpserver.__file__).parent
 # As systemd starts a service: the descriptor is 3, and LISTEN_PID the service's own.
 ACTIVATE = """
 import os, sys
@@ -141,10 +144,14 @@ def test_a_manager_that_is_away_disturbs_nothing(
 
 @contextlib.contextmanager
 def activated(
-    installed: Installation, sockets: list[socket.socket], names: str = "", other_pid: bool = False
+    installed: Installation,
+    sockets: list[socket.socket],
+    names: str = "",
+    other_pid: bool = False,
+    log_name: str = "log",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server to which these sockets are handed; it has started, or ended."""
-    log_file = installed.folder / "log"
+    log_file = installed.folder / log_name
     descriptors = [sock.fileno() for sock in sockets]
     environment = {**os.environ, "LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": names}
     command = [sys.executable, "-c", ACTIVATE, ",".join(map(str, descriptors)), str(int(other_pid))]
@@ -192,12 +199,31 @@ def test_a_restart_refuses_nobody_where_the_manager_holds_the_socket(cluster: St
                 terminal.wait_for_event("session")
 
 
-def test_a_socket_named_admin_is_the_one_of_admin_listen(cluster: StandIn, tmp_path: Path) -> None:
-    installed = Installation(tmp_path, cluster, server_lines='admin_listen = "127.0.0.1:1"')
+@pytest.mark.parametrize("server_lines", ["", 'admin_listen = "127.0.0.1:1"', 'admin_listen = "[::1]:1"'])
+def test_a_socket_named_admin_has_the_numbers_whatever_admin_listen_says(
+    cluster: StandIn, tmp_path: Path, server_lines: str
+) -> None:
+    installed = Installation(tmp_path, cluster, server_lines=server_lines)
     with listening() as sock, listening() as admin:
         with activated(installed, [admin, sock], "admin:jumpserver.socket"):
             assert b"jumpserver_threads" in ask(admin.getsockname()[1], "/metrics")
             assert ask(sock.getsockname()[1], "/metrics").startswith(b"HTTP/1.1 404 ")
+
+
+def test_several_processes_of_one_configuration_have_their_own_numbers(cluster: StandIn, tmp_path: Path) -> None:
+    """As ``jumpserver@<port>`` with ``jumpserver-admin@<port>.socket``."""
+    with socket.socket() as holder, contextlib.ExitStack() as stack:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        installed = Installation(tmp_path, cluster, port=holder.getsockname()[1], server_lines="reuse_port = true")
+        admins = [stack.enter_context(listening()) for _ in range(2)]
+        for number, admin in enumerate(admins):
+            stack.enter_context(activated(installed, [admin], "admin", log_name=f"log{number}"))
+        with installed.connect() as terminal:
+            terminal.wait_for_event("session")
+            numbers = [ask(admin.getsockname()[1], "/metrics") for admin in admins]
+            assert sorted(b"jumpserver_sessions_open 1.0\n" in text for text in numbers) == [False, True]
+            assert ask(installed.port, "/metrics").startswith(b"HTTP/1.1 404 ")
 
 
 def test_sockets_for_another_process_are_left_alone(cluster: StandIn, tmp_path: Path) -> None:
@@ -211,3 +237,42 @@ def test_what_cannot_be_served_on_is_refused_in_words(cluster: StandIn, tmp_path
     with high(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock, activated(installed, [sock]) as process:
         assert process.wait(WAIT_SECONDS) == 2
     assert "LISTEN_FDS: there must be one TCP socket that listens" in (tmp_path / "log").read_text()
+
+
+# -- the units that ship ----------------------------------------------------------------------------------------------
+
+UNITS = {
+    "jumpserver.service": "jumpserver.service",
+    "jumpserver.socket": "jumpserver.socket",
+    "jumpserver@7101.service": "jumpserver.service",
+    "jumpserver-admin@7101.socket": "jumpserver-admin@.socket",
+}
+"""What systemd is to load, and the file in deploy/ of which it is made."""
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with the units, as an operator's is; only the interpreter is the one that is here."""
+    for name, source in UNITS.items():
+        text = (ROOT / "deploy" / source).read_text().replace("/opt/jumpserver/.venv/bin/python", sys.executable)
+        (tmp_path / re.sub("@.*[.]", "@.", name)).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_has_nothing_to_say_against_the_unit(units: Path, name: str) -> None:
+    done = subprocess.run(
+        [need_program("systemd-analyze"), "verify", "--man=no", name],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"},
+        cwd=units,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_lets_the_server_do_hardly_more_than_it_must(units: Path) -> None:
+    """The exposure that systemd counts is 2.0 of 10 at most."""
+    command = [need_program("systemd-analyze"), "security", "--offline=true", "--no-pager", "--threshold=20"]
+    done = subprocess.run([*command, str(units / "jumpserver.service")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -27,9 +27,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 import k8s_exec
 from demo.cluster import StandIn
 from k8s_exec import Cluster, ExecError, PodLost, Target, dial, load_kubeconfig, why_lost
+from tests.raw_cluster import tls_context, tls_server
 from tests.support import (
     LOOPBACK,
     Listener,
+    b64,
     kubeconfig,
     need_program,
     nothing_left,
@@ -109,7 +111,7 @@ def self_signed(**options: Any) -> Certificate:
 
 
 def place(ca: bytes) -> dict[str, str]:
-    return {"certificate-authority-data": base64.b64encode(ca).decode()}
+    return {"certificate-authority-data": b64(ca)}
 
 
 def kubectl_opens(text: str, folder: Path) -> bool:
@@ -243,7 +245,7 @@ def test_a_client_certificate_is_read_where_kubectl_reads_it(name: str, tmp_path
         certificate, key = (text.encode() for text in cluster.client_certificate())
         certificate, key = CLIENT_TEXTS[name](certificate, key)
         pair = {"client-certificate-data": certificate, "client-key-data": key}
-        text = kubeconfig(cluster, {name: base64.b64encode(value).decode() for name, value in pair.items()})
+        text = kubeconfig(cluster, {name: b64(value) for name, value in pair.items()})
         assert kubectl_opens(text, tmp_path)
         assert output_of(text) == b"here\r\n"
 
@@ -277,23 +279,12 @@ def test_a_shell_is_refused_without_a_hang_up_that_could_not_work_either() -> No
 @contextlib.contextmanager
 def server_of(context: ssl.SSLContext, after: Callable[[ssl.SSLSocket], None]) -> Any:
     """A server that speaks TLS, then does that; its cluster."""
-
-    def serve(raw: socket.socket) -> None:
-        with context.wrap_socket(raw, server_side=True) as tls:
-            after(tls)
-
-    with nothing_left():
-        listener = Listener(serve)
-        try:
-            yield Cluster("127.0.0.1", listener.port, ca_pem=LEAF.pem.decode())
-        finally:
-            listener.close()
+    with tls_server(context, after) as port:
+        yield Cluster("127.0.0.1", port, ca_pem=LEAF.pem.decode())
 
 
 def server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    LEAF.served().configure_cert(context)
-    return context
+    return tls_context(LEAF.served())
 
 
 def only_tls_1_2(context: ssl.SSLContext) -> None:

@@ -1,4 +1,4 @@
-"""What README.md says of YAML is true."""
+"""What docs/configure.md says of YAML is true."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from k8s_exec import YAML_MAX_DEPTH, YAML_MAX_INPUT_BYTES, YAML_MAX_NODES, KubeconfigError, parse_yaml
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-PARAGRAPH = " ".join(re.findall(r"^Of YAML.*?\n\n", README, re.M | re.S)[0].split())
+PAGE = (Path(__file__).parent.parent / "docs" / "configure.md").read_text()
+PARAGRAPH = " ".join(re.findall(r"^Of YAML.*?\n\n", PAGE, re.M | re.S)[0].split())
 
-# What README says, and a document that shows it.
+# What the page says, and a document that shows it.
 READ: dict[str, tuple[str, object]] = {
     "block and flow style": ("a:\n- b\nc: [d, {e: f}]\n", {"a": ["b"], "c": ["d", {"e": "f"}]}),
     "`kubectl -o kyaml`": ('---\n{\n  a: "b",\n  c: [{\n    d: "e",\n  }],\n}\n', {"a": "b", "c": [{"d": "e"}]}),
@@ -46,20 +46,20 @@ REFUSED: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("words", READ)
-def test_what_readme_says_is_read_is_read(words: str) -> None:
+def test_what_the_page_says_is_read_is_read(words: str) -> None:
     text, value = READ[words]
     assert words in PARAGRAPH
     assert parse_yaml(text) == value
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_readme_says_is_refused_is_refused(words: str) -> None:
+def test_what_the_page_says_is_refused_is_refused(words: str) -> None:
     assert words in PARAGRAPH.partition("Refused")[2]
     with pytest.raises(KubeconfigError):
         parse_yaml(REFUSED[words])
 
 
-def test_every_example_and_limit_of_readme_is_shown_here() -> None:
+def test_every_example_and_limit_of_the_page_is_shown_here() -> None:
     told = " ".join((*READ, *REFUSED))
     for example in re.findall(r"`[^`]+`", PARAGRAPH):
         assert example in told, example
