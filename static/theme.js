@@ -3,8 +3,7 @@
 
 (() => {
   const KEY = "jumpserver.theme";
-  const WORDS = { system: "Colours: as the system has them", light: "Colours: light", dark: "Colours: dark" };
-  const CHOICES = Object.keys(WORDS);
+  const CHOICES = ["system", "light", "dark"];
   const root = document.documentElement;
   const systemIsLight = matchMedia("(prefers-color-scheme: light)");
   let choice = stored();
@@ -30,14 +29,18 @@
   function show() {
     const before = root.dataset.theme;
     root.dataset.theme = choice === "system" ? (systemIsLight.matches ? "light" : "dark") : choice;
-    for (const button of document.querySelectorAll("button.theme")) label(button);
+    if (document.readyState !== "loading") showChoice();
     if (before !== root.dataset.theme) window.dispatchEvent(new Event("themechange"));
   }
 
-  function label(button) {
-    button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
-    button.title = WORDS[choice];
-    button.setAttribute("aria-label", WORDS[choice]);
+  // The words are a module, which waits until the page is there.
+  async function showChoice() {
+    const { say } = await import("./words.js");
+    const word = { system: say("coloursOfSystem"), light: say("coloursLight"), dark: say("coloursDark") }[choice];
+    for (const button of document.querySelectorAll("button.theme")) {
+      button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
+      button.title = button.ariaLabel = word;
+    }
   }
 
   function onClick(event) {
@@ -58,5 +61,5 @@
   systemIsLight.addEventListener("change", show);
   window.addEventListener("storage", onStorage);
   document.addEventListener("click", onClick);
-  document.addEventListener("DOMContentLoaded", show);
+  document.addEventListener("DOMContentLoaded", showChoice);
 })();
