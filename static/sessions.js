@@ -27,6 +27,7 @@ const state = {
   typing: null, // of the next search
   ending: new Map(), // ids of the sessions that were asked to end, and what the server said
   chosen: null, // the session that the dialog is about
+  mayEnd: false, // whether the token may end sessions, as the server says
 };
 
 class Failure extends Error {
@@ -101,6 +102,7 @@ class List {
       if (error.name === "AbortError") throw error;
       throw new Failure(say("couldNotAnswer"), own(say("notFromHere")), true);
     });
+    if ("may_terminate" in answer) state.mayEnd = answer.may_terminate;
     return { items: this.of(answer), next: answer.next };
   }
 
@@ -188,7 +190,7 @@ function fillOpen(row, item) {
   row.dataset.state = ending ? "ending" : item.detached ? "detached" : "open";
   act(row, say("watch"), playerLink(item, { live: 1 }));
   const end = row.querySelector(".end");
-  end.hidden = Boolean(ending);
+  end.hidden = Boolean(ending) || !state.mayEnd;
   end.textContent = say("endDots");
   end.onclick = () => askForReason(item);
 }

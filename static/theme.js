@@ -29,17 +29,16 @@
   function show() {
     const before = root.dataset.theme;
     root.dataset.theme = choice === "system" ? (systemIsLight.matches ? "light" : "dark") : choice;
-    if (document.readyState !== "loading") showChoice();
     if (before !== root.dataset.theme) window.dispatchEvent(new Event("themechange"));
   }
 
-  // The words are a module, which waits until the page is there.
-  async function showChoice() {
+  // The words come later than the colours: a script that is no module cannot wait for them.
+  async function label() {
     const { say } = await import("./words.js");
-    const word = { system: say("coloursOfSystem"), light: say("coloursLight"), dark: say("coloursDark") }[choice];
+    const words = { system: say("themeSystem"), light: say("themeLight"), dark: say("themeDark") }[choice];
     for (const button of document.querySelectorAll("button.theme")) {
       button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
-      button.title = button.ariaLabel = word;
+      button.title = button.ariaLabel = words;
     }
   }
 
@@ -48,6 +47,7 @@
     choice = CHOICES[(CHOICES.indexOf(choice) + 1) % CHOICES.length];
     store();
     show();
+    label();
   }
 
   // Chosen in another tab.
@@ -55,11 +55,12 @@
     if (event.key !== KEY) return;
     choice = stored();
     show();
+    label();
   }
 
   show();
   systemIsLight.addEventListener("change", show);
   window.addEventListener("storage", onStorage);
   document.addEventListener("click", onClick);
-  document.addEventListener("DOMContentLoaded", showChoice);
+  document.addEventListener("DOMContentLoaded", label);
 })();

@@ -17,6 +17,9 @@ export const WORDS = {
   newerMatch: { en: "Newer match", zh: "较新的匹配" },
   closeSearch: { en: "Close the search bar", zh: "关闭搜索栏" },
   backToPlatform: { en: "Back to the platform", zh: "返回平台" },
+  themeSystem: { en: "Colours: as the system has them", zh: "配色：跟随系统" },
+  themeLight: { en: "Colours: light", zh: "配色：浅色" },
+  themeDark: { en: "Colours: dark", zh: "配色：深色" },
   offline: { en: "This device is offline.", zh: "本设备没有网络连接。" },
 
   // ---- The terminal: bar and tools ----
@@ -153,11 +156,6 @@ export const WORDS = {
     en: "A proxy in front of the server did not let the terminal through (HTTP status {status}).",
     zh: "服务器前面的代理没有放行此终端（HTTP 状态 {status}）。",
   },
-
-  // ---- Colours ----
-  coloursOfSystem: { en: "Colours: as the system has them", zh: "颜色：跟随系统" },
-  coloursLight: { en: "Colours: light", zh: "颜色：浅色" },
-  coloursDark: { en: "Colours: dark", zh: "颜色：深色" },
 
   // ---- The player: bar and controls ----
   recording: { en: "Recording", zh: "录像" },
