@@ -3,8 +3,8 @@
 
 (() => {
   const KEY = "jumpserver.theme";
-  const WORDS = { system: "Colours: as the system has them", light: "Colours: light", dark: "Colours: dark" };
-  const CHOICES = Object.keys(WORDS);
+  const LABELS = { system: "themeSystem", light: "themeLight", dark: "themeDark" }; // in words.js, which fills them in
+  const CHOICES = Object.keys(LABELS);
   const root = document.documentElement;
   const systemIsLight = matchMedia("(prefers-color-scheme: light)");
   let choice = stored();
@@ -31,13 +31,13 @@
     const before = root.dataset.theme;
     root.dataset.theme = choice === "system" ? (systemIsLight.matches ? "light" : "dark") : choice;
     for (const button of document.querySelectorAll("button.theme")) label(button);
+    window.dispatchEvent(new Event("labelchange"));
     if (before !== root.dataset.theme) window.dispatchEvent(new Event("themechange"));
   }
 
   function label(button) {
     button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
-    button.title = WORDS[choice];
-    button.setAttribute("aria-label", WORDS[choice]);
+    button.dataset.sayLabel = LABELS[choice];
   }
 
   function onClick(event) {

@@ -51,6 +51,7 @@ LEFT_OUT = {
         *('secret = ""', 'secret = "…"', 'name="platform-url" content="…"'),
         "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py",
     },
+    "a marker in a recording": {"container … chosen"},
     "no sentence": {
         *("private, no-cache", "bytes */…", "bytes …-…/…", "Upgrade, close", "tuple[int | None, bool]"),
         *("words …", "text …", "(login_at, session_id) < (…)", "session_id IN (… UNION ALL …)"),
