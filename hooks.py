@@ -43,7 +43,7 @@ import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, ClassVar, Protocol
 
 __all__ = [
     "Ask",
@@ -58,6 +58,7 @@ __all__ = [
     "Keeper",
     "Ledger",
     "LedgerError",
+    "LogEvent",
     "Notes",
     "Proof",
     "Rows",
@@ -68,6 +69,7 @@ __all__ = [
     "cursor",
     "load_hooks",
     "log_event",
+    "log_fault",
 ]
 
 PLATFORM_TIMEOUT_SECONDS = 5.0
@@ -172,6 +174,15 @@ class HooksSettings:
 class Hooks:
     """The hooks that ship. ``[Token]`` and ``[Platform]`` choose what they do; without either, all are denied."""
 
+    # What ``authorize`` is asked about; all else is denied. A class that overrides it names them, or has "play" alone:
+    # so an older one, which looks at no other action, opens nothing that it does not know.
+    actions: ClassVar[tuple[str, ...]] = ("play", "watch", "list", "search", "terminate")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "authorize" in vars(cls) and "actions" not in vars(cls):
+            cls.actions = ("play",)
+
     def __init__(self, settings: HooksSettings) -> None:
         self.settings = settings
         self.ledger = self.make_ledger(settings)  # written by the server itself, whatever the hooks below do
@@ -225,7 +236,8 @@ class Hooks:
         """Say which user may do ``action``, or raise Denied.
 
         Actions are "play" and "watch" with a recording, "terminate" with the session of that recording, "list" of
-        sessions and "search" in commands; of more than one session ``filename`` is "".
+        sessions and "search" in commands; of more than one session ``filename`` is "". So it is, too, when a page asks
+        whether it may offer to "terminate" any. A class that overrides this says in ``actions`` which ones it knows.
 
         Here: a link signed with ``[Token] secret`` whose claim ``scope`` has a word for the action; a claim
         ``filename`` limits it to that recording.
@@ -539,15 +551,45 @@ _VALUE_LIMIT_CHARACTERS = 4096  # as long as a path may be; strangers' words com
 _LEVELS = {"error": logging.ERROR, "trouble": logging.ERROR, "warning": logging.WARNING}  # all else is INFO
 
 
-def log_event(event: str, **fields: object) -> None:
+class LogEvent:
+    """A line of the log: the event's name, and ``key=value`` pairs; then the traceback of what nobody foresaw."""
+
+    def __init__(self, name: str, fields: Mapping[str, object], trace: str = "") -> None:
+        self._name, self._fields, self._trace = name, fields, trace
+
+    def __str__(self) -> str:
+        pairs = (f"{key}={_log_value(value)}" for key, value in self._fields.items())
+        return " ".join((self._name, *pairs)) + (f"\n{self._trace}" if self._trace else "")
+
+    def as_json(self) -> dict[str, object]:
+        """The same for a machine: numbers stay numbers."""
+        fields = {key: _json_value(value) for key, value in self._fields.items()}
+        return {"event": self._name, **fields, **({"traceback": self._trace} if self._trace else {})}
+
+
+def log_event(event: str, /, **fields: object) -> None:
     """One line an event: its name and ``key=value`` pairs; what has blanks or control characters is quoted."""
-    pairs = (f"{key}={_log_value(value)}" for key, value in fields.items())
-    log.log(_LEVELS.get(event, logging.INFO), "%s", " ".join((event, *pairs)))
+    log.log(_LEVELS.get(event, logging.INFO), LogEvent(event, fields))
+
+
+def log_fault(trace: str, /, **fields: object) -> None:
+    """An ``error`` that nobody foresaw, with its traceback."""
+    log.error(LogEvent("error", fields, trace))
 
 
 def _log_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(value)
     text = f"{value:.3f}" if isinstance(value, float) else str(value)[:_VALUE_LIMIT_CHARACTERS]
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+
+
+def _json_value(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, Mapping)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return round(value, 3)
+    return str(value)[:_VALUE_LIMIT_CHARACTERS]
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
@@ -1647,7 +1689,7 @@ class Keeper:
         try:
             step()
         except Exception:
-            log.error("error\n%s", traceback.format_exc())
+            log_fault(traceback.format_exc())
 
     def _finished(self) -> bool:
         """Whether it is to end, and all is written and tried once, or its time is over."""
@@ -1780,7 +1822,7 @@ class Keeper:
         try:
             done = call.run()
         except Exception:
-            log.error("error session=%s\n%s", job.session.info.session_id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=job.session.info.session_id)
             done = False
         with self._changed:
             call.running = False
@@ -1826,7 +1868,7 @@ class Keeper:
 def _log_unwritten(info: SessionInfo) -> None:
     """The last place for a logout that the ledger did not take."""
     row = {key: value for key, value in info.as_json().items() if key not in ("extra", "command", "message")}
-    log.error("error error=%s row=%s", json.dumps("this logout is not in the ledger"), json.dumps(row))
+    log_event("error", error="this logout is not in the ledger", row=row)
 
 
 # -- entries for which nobody waits -----------------------------------------------------------------------------------
@@ -1845,8 +1887,8 @@ class _Note:
     session_id: str
     values: Mapping[str, object]
 
-    def __str__(self) -> str:
-        return json.dumps({"kind": self.kind, "session_id": self.session_id, **self.values})
+    def as_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "session_id": self.session_id, **self.values}
 
 
 class Notes:
@@ -1904,7 +1946,7 @@ class Notes:
             log_event("error", error=exc)
         with self._lock:
             for note in self._waiting:
-                log.error("error error=%s entry=%s", json.dumps("this entry is not in the ledger"), note)
+                log_event("error", error="this entry is not in the ledger", entry=note.as_json())
             self._waiting.clear()
 
     def _add(self, kind: str, session_id: str, values: Mapping[str, object]) -> None:

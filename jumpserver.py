@@ -16,7 +16,7 @@ browser to pod).
 
 Where is what: addresses and origins; configuration; how a session ends; numbers; the browser's socket; sessions, from
 ``Window`` and ``Output`` to ``SessionRegistry``; pages; HTTP, the ``Handler`` and its routes; what goes round beside
-the sessions; the servers; the program; systemd.
+the sessions; the servers; the program; the log; systemd.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -85,6 +85,7 @@ from hooks import (
     Keeper,
     Ledger,
     LedgerError,
+    LogEvent,
     Notes,
     Proof,
     SessionInfo,
@@ -93,6 +94,7 @@ from hooks import (
     cursor,
     load_hooks,
     log_event,
+    log_fault,
 )
 from k8s_exec import (
     KEEP_ALIVE_SECONDS,
@@ -150,9 +152,6 @@ else:
 
 __version__ = "0.2.0.dev0"
 __commit__ = ""  # of which this is a copy; deploy/dist.py writes it
-
-log = logging.getLogger("jumpserver")
-
 
 # -- addresses and origins --------------------------------------------------------------------------------------------
 
@@ -2013,7 +2012,7 @@ class Session:
             log_event("error", session=self.id, error=exc.strerror)
             self.stop(NO_DESCRIPTORS)
         else:
-            log.error("error session=%s\n%s", self.id, traceback.format_exc())
+            log_fault(traceback.format_exc(), session=self.id)
             self.stop(SERVER_FAULT)
 
 
@@ -2102,7 +2101,7 @@ def hook_failure(exc: Exception, hook: str, session_id: str, token: str = "") ->
     if isinstance(exc, HookError):
         log_event("error", session=session_id, hook=hook, error=without_token(str(exc)))
         return LEDGER_FAILED if isinstance(exc, LedgerError) else HOOK_FAILED
-    log.error("error session=%s hook=%s\n%s", session_id, hook, without_token(traceback.format_exc()))
+    log_fault(without_token(traceback.format_exc()), session=session_id, hook=hook)
     return HOOK_FAILED
 
 
@@ -2393,6 +2392,7 @@ ASSETS = {
             "player.js",
             "chapters.js",
             "link.js",
+            "picture.js",
             "search.js",
             "timeline.js",
             "sessions.js",
@@ -3131,8 +3131,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
         if self.server.config.Record.public and action in _PUBLIC:
             return ""
-        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
-        token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
+        token = self._token(query)
         if not token:
             what = "recording" if action in _PUBLIC else "page"
             self._answer(401, f"a token is needed: open the {what} from the platform")
@@ -3141,7 +3140,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if len(token) > TOKEN_LIMIT_CHARACTERS:
                 raise Denied(TOKEN_TOO_LONG.reason)
             with self.server.metrics.timed("hook_seconds", "authorize"):
-                return self.server.hooks.authorize(token, action, filename)
+                return self.server.authorize(token, action, filename)
         except Exception as exc:
             end, remote = hook_failure(exc, "authorize", "-", token), self._remote_addr()
             log_event("refusal", action=action, file=filename, remote=remote, reason=end.reason)
@@ -3149,6 +3148,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.notes.refused(remote, action=action, file=filename, user=_user_of(exc), reason=end.reason)
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
+
+    def _token(self, query: Mapping[str, str]) -> str:
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        return bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
 
     def _enter(self, kind: str, user: str, session_id: str = "", **what: str) -> bool:
         """Write into the chain who does what, and from where. False: that cannot be, and the request is answered so."""
@@ -3169,7 +3172,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # /sessions and /commands
 
     def _sessions(self, query: Mapping[str, str]) -> None:
-        self._search("list", query, _SESSION_FILTERS, self._found_sessions)
+        self._search("list", query, _SESSION_FILTERS, functools.partial(self._found_sessions, query))
 
     def _commands(self, query: Mapping[str, str]) -> None:
         self._search("search", query, _COMMAND_FILTERS, self._found_commands)
@@ -3195,10 +3198,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self._look(action, user, query):
                 self._answer_json(200, **found)
 
-    def _found_sessions(self, wanted: Mapping[str, Any]) -> dict[str, object]:
+    def _found_sessions(self, query: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, object]:
         found = self.server.hooks.ledger.find(SessionQuery(**wanted, limit=_PAGE_SIZE + 1))
         more = cursor(found[_PAGE_SIZE - 1]) if len(found) > _PAGE_SIZE else None
-        return {"sessions": [self._shown(info) for info in found[:_PAGE_SIZE]], "next": more}
+        may = {"may_terminate": self._may_terminate(query)} if wanted.get("state") == "open" else {}
+        return {"sessions": [self._shown(info) for info in found[:_PAGE_SIZE]], "next": more, **may}
+
+    def _may_terminate(self, query: Mapping[str, str]) -> bool:
+        """Whether a page may offer it. That is asked again when it is done, and only then a no is told and kept."""
+        try:
+            self.server.authorize(self._token(query), "terminate", "")
+        except Exception:
+            return False
+        return True
 
     def _found_commands(self, wanted: Mapping[str, Any]) -> dict[str, object]:
         found = self.server.hooks.ledger.commands(CommandQuery(**wanted, limit=_PAGE_SIZE + 1))
@@ -3371,12 +3383,32 @@ def find_route(path: str) -> tuple[str, str]:
     return (f"/sessions/<id>{found[2] or ''}", found[1]) if found else (path, "")
 
 
-def parse_time(text: str) -> float:
-    """Unix seconds: as such, or an ISO 8601 date or time, in UTC where it names no zone. Raises ValueError."""
+def parse_time(text: str, zone: tzinfo | None) -> float:
+    """Unix seconds: as such, an ISO 8601 date or time, or so long ago as an age such as ``7d`` says. Raises ValueError.
+
+    ``zone`` is that of a time which names none: UTC in requests, whose links mean the same everywhere, and None, this
+    host's, in commands, which print such times.
+    """
     if _UNIX_TIME.fullmatch(text):
         return float(text)
+    ago = parse_age(text)
+    if ago is not None:
+        return time.time() - ago
     moment = datetime.fromisoformat(text[:40].replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+    except (OverflowError, OSError):
+        raise ValueError("beyond all calendars") from None
+
+
+_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
+_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_age(text: str) -> float | None:
+    """A number of minutes, hours, days or weeks, such as ``180d``, in seconds; None for what is none."""
+    match = _AGE.fullmatch(text)
+    return int(match[1]) * _UNIT_SECONDS[match[2]] if match else None
 
 
 def parse_reason(body: bytes) -> str:
@@ -3402,9 +3434,11 @@ def parse_filters(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str,
         raise ValueError("state must be open or ended")
     for name in {"since", "until"}.intersection(found):
         try:
-            found[name] = parse_time(found[name])
-        except (ValueError, OverflowError):
-            sentence = f"{name} must be a date or time such as 2026-01-31 or 2026-01-31T12:00Z, or Unix seconds"
+            found[name] = parse_time(found[name], timezone.utc)
+        except ValueError:
+            sentence = (
+                f"{name} must be a time such as 2026-01-31 or 2026-01-31T12:00Z, Unix seconds, or an age such as 7d"
+            )
             raise ValueError(sentence) from None
     return found
 
@@ -3493,7 +3527,7 @@ class Clock:
                 try:
                     tick()
                 except Exception:
-                    log.error("error\n%s", traceback.format_exc())
+                    log_fault(traceback.format_exc())
 
 
 @dataclass
@@ -3560,21 +3594,25 @@ class Space:
 
 
 _BEATS_AT_ONCE = 8
+_LATE_SECONDS = 30.0  # a call that takes longer is none of these any more: another may begin
+_BEATS_LIMIT = 64  # with late ones
 
 
 class Heartbeats:
     """Asks the hook ``on_heartbeat`` again and again whether each open session may go on; each at its own moment.
 
     The clock's thread looks who is due. Threads ``heartbeat``, a few at a time, call the hook and end when nobody is:
-    no session waits for a platform that is slow. A call that fails ends nothing; the log says when calls begin to fail
-    and when they no longer do.
+    no session waits for a platform that is slow, and those of others are asked about however many calls hang. A call
+    that fails ends nothing; the log says when calls begin to fail and when they no longer do, and tells of each that
+    is late.
     """
 
     def __init__(self, server: JumpServer) -> None:
         self._server = server
         self._changed = threading.Condition()  # guards all below; no hook under it
         self._due_at: dict[Session, float] = {}  # monotonic
-        self._asked: set[Session] = set()  # of which a call is under way
+        self._asked: dict[Session, float] = {}  # of which a call is under way, since when (monotonic)
+        self._late: set[Session] = set()  # of these, whose call takes long
         self._failing: set[Session] = set()  # of which the last call failed
         self._threads = 0
         self._closed = False
@@ -3589,8 +3627,14 @@ class Heartbeats:
                 session: self._due_at.get(session, now + interval * _phase(session.id)) for session in sessions
             }
             self._failing.intersection_update(sessions)
-            for _ in range(min(len(self._due(now)), _BEATS_AT_ONCE - self._threads)):
+            late = [session for session, since in self._asked.items() if now - since > _LATE_SECONDS]
+            late = [session for session in late if session not in self._late]
+            self._late.update(late)
+            for _ in range(min(len(self._due(now)), self._room())):
                 self._threads += self._start_thread()
+        for session in late:
+            error = f"it has not returned for {_LATE_SECONDS:g} s"
+            log_event("error", session=session.id, hook="on_heartbeat", error=error)
 
     def _is_wanted(self) -> bool:
         hooks = self._server.hooks
@@ -3599,6 +3643,10 @@ class Heartbeats:
     def _due(self, now: float) -> list[Session]:
         """Those to ask now. Needs the lock."""
         return [session for session, at in self._due_at.items() if at <= now and session not in self._asked]
+
+    def _room(self) -> int:
+        """How many more threads there may be. Needs the lock."""
+        return min(_BEATS_AT_ONCE + len(self._late), _BEATS_LIMIT) - self._threads
 
     def _start_thread(self) -> bool:
         try:
@@ -3619,20 +3667,22 @@ class Heartbeats:
         while (session := self._next()) is not None:
             self._ask(session)
             with self._changed:
-                self._asked.discard(session)
+                del self._asked[session]
+                self._late.discard(session)
                 if session in self._due_at:
                     self._due_at[session] = time.monotonic() + self._server.config.Platform.heartbeat_interval
 
     def _next(self) -> Session | None:
         """The one that has waited longest; None ends the thread."""
         with self._changed:
-            due = [] if self._closed else self._due(time.monotonic())
+            now = time.monotonic()
+            due = [] if self._closed or self._room() < 0 else self._due(now)  # one that was late has been replaced
             if not due:
                 self._threads -= 1
                 self._changed.notify_all()
                 return None
             session = min(due, key=self._due_at.__getitem__)
-            self._asked.add(session)
+            self._asked[session] = now
             return session
 
     def _ask(self, session: Session) -> None:
@@ -4007,7 +4057,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that went away in the middle of an answer is no event.
         if not isinstance(sys.exc_info()[1], OSError):
-            log.error("error remote=%s\n%s", parse_address(client_address[0]), traceback.format_exc())
+            log_fault(traceback.format_exc(), remote=parse_address(client_address[0]))
 
     def start(self) -> None:
         """Open the ledger, and serve on a thread of its own. Raises HookError, ListenError."""
@@ -4049,6 +4099,12 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     def _warn_of_what_is_missing(self) -> None:
         for line in what_is_missing(self.config, type(self.hooks), self.assets):
             log_event("warning", reason=line)
+
+    def authorize(self, token: str, action: str, filename: str) -> str:
+        """Ask the hook of that name, if it knows the action. Raises what it raises."""
+        if action not in self.hooks.actions:
+            raise Denied(f"the hooks of this server do not say who may {action}")
+        return self.hooks.authorize(token, action, filename)
 
     def trouble(self) -> str:
         """Why no terminal can be opened now; "" when one can."""
@@ -4236,7 +4292,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add_command(commands, "retire", run_retire, "remove old recordings, and say so in the ledger")
     command.add_argument(
-        "--older-than", metavar="AGE", type=parse_age, required=True, help="of sessions that ended so long ago: 180d"
+        "--older-than", metavar="AGE", type=argument_age, required=True, help="of sessions that ended so long ago: 180d"
     )
 
     summary = "write a configuration, a hooks file, a systemd unit and nginx's part into a folder"
@@ -4275,26 +4331,22 @@ def _add_filters(command: argparse.ArgumentParser) -> None:
 
 def _add_since(command: argparse.ArgumentParser, meaning: str) -> None:
     forms = "such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
-    command.add_argument("--since", metavar="DATE", type=parse_moment, help=f"{meaning}; {forms}")
+    command.add_argument("--since", metavar="DATE", type=argument_time, help=f"{meaning}; {forms}")
 
 
-_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
-_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
-
-def parse_age(text: str) -> float:
-    """A duration in seconds, such as ``180d``: of minutes, hours, days or weeks. Raises ArgumentTypeError."""
-    match = _AGE.fullmatch(text)
-    if not match:
+def argument_age(text: str) -> float:
+    """``parse_age`` for an argument. Raises ArgumentTypeError."""
+    seconds = parse_age(text)
+    if seconds is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of m, h, d or w, such as 180d")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+    return seconds
 
 
-def parse_moment(text: str) -> float:
-    """Unix seconds of a date and time in ISO 8601, local where it names no zone, or of so long ago as an age says."""
+def argument_time(text: str) -> float:
+    """``parse_time`` for an argument. Raises ArgumentTypeError."""
     try:
-        return time.time() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
+        return parse_time(text, None)
+    except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a date such as 2026-11-25 nor an age such as 7d"
         ) from None
@@ -4527,8 +4579,18 @@ class Progress:
 
 def run_server(options: argparse.Namespace) -> int:
     """Without a command: serve, or only check the configuration."""
+    start_log()
+    try:
+        return _run_server(options)
+    except (ConfigError, HookError, RecordError, ListenError) as exc:
+        if options.check or not log_is_for_machines():
+            raise
+        log_event("error", error=exc)
+        return 2
+
+
+def _run_server(options: argparse.Namespace) -> int:
     sys.dont_write_bytecode |= options.check  # of the hooks file: nothing is written
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     config = load_config(options.jumpserver)
     hooks_class = _hooks_class(config)
     check_record_path(config, options.jumpserver)
@@ -4662,7 +4724,7 @@ def _reload(server: JumpServer, file: Path) -> None:
     except ConfigError as exc:
         log_event("error", error=f"nothing of the configuration has changed: {exc}")
     except Exception:  # such as of a file that nests too deep: what runs must go on
-        log.error("error\n%s", traceback.format_exc())
+        log_fault(traceback.format_exc())
     notify_systemd("READY=1")
 
 
@@ -4676,6 +4738,69 @@ def _drain(server: JumpServer, woken: socket.socket) -> None:
     while len(server.sessions) and time.monotonic() < deadline:
         if _next_signal(woken, 0.1) not in (0, signal.SIGHUP):
             break
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4}  # sd-daemon(3); of all else 6
+
+
+class JsonFormat(logging.Formatter):
+    """An object a line, in ASCII: time, level, and the event with its fields, or the message of somebody else."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        own = record.msg
+        said = own.as_json() if isinstance(own, LogEvent) else {"event": "message", "message": super().format(record)}
+        return json.dumps({"time": when, "level": record.levelname.lower(), **said}, default=str)
+
+
+class JournalFormat(logging.Formatter):
+    """Each line with the priority that the journal is to give it, which adds the time by itself."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, 6)
+        return "\n".join(f"<{priority}>{line}" for line in self._form.format(record).split("\n"))
+
+
+def log_format(name: str, to_journal: bool) -> logging.Formatter:
+    """``name``: text or json. Raises ConfigError."""
+    forms = {
+        "text": logging.Formatter("%(message)s" if to_journal else "%(asctime)s %(levelname)s %(message)s"),
+        "json": JsonFormat(),
+    }
+    if name not in forms:
+        raise ConfigError(f"the variable LOG_FORMAT must be {' or '.join(forms)}")
+    return JournalFormat(forms[name]) if to_journal else forms[name]
+
+
+def start_log() -> None:
+    """Log to stderr in the form that LOG_FORMAT names, which may be the journal. Raises ConfigError."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_format(_log_format_name(), stderr_is_the_journal()))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def log_is_for_machines() -> bool:
+    """Whether each line of stderr is to be an event, the last words before an exit included."""
+    return _log_format_name() == "json" or stderr_is_the_journal()
+
+
+def _log_format_name() -> str:
+    return os.environ.get("LOG_FORMAT") or "text"
+
+
+def stderr_is_the_journal() -> bool:
+    """Whether what JOURNAL_STREAM names is still stderr (systemd.exec(5))."""
+    try:
+        status = os.stat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # there is no stderr
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------

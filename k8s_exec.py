@@ -1011,6 +1011,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_CHARACTERS = 500
 _CHOOSE_ONE_OF = "choose one of: ["
+_SEVERAL = "the pod has several containers, choose one of: "
 _CHOICES_LIMIT = 100
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _EXIT_CODE = re.compile(r"-?[0-9]{1,10}")
@@ -1254,7 +1255,7 @@ def explain_refusal(status: int, body: bytes) -> str:
         return gateway
     _, found, names = message.partition(_CHOOSE_ONE_OF)
     if found:
-        return f"the pod has several containers, choose one of: {names.partition(']')[0]}"
+        return _SEVERAL + names.partition("]")[0]
     if status == 401:
         return "the cluster does not accept the credentials of this kubeconfig"
     if status == 403 and message.endswith("forbidden:"):
@@ -2706,7 +2707,7 @@ def running_containers(body: bytes) -> tuple[str, ...]:
 
 def _listed_containers(sentence: str) -> tuple[str, ...]:
     """Those that the cluster's refusal names, where the pod itself may not be looked at."""
-    names = sentence.partition(_CHOOSE_ONE_OF[:-1])[2].split()
+    names = sentence.partition(_SEVERAL)[2].split()
     return tuple(filter(_NAME.fullmatch, names))[:_CHOICES_LIMIT]
 
 

@@ -1,7 +1,6 @@
 // What the pages say, in each language, and the choice of the language: `?lang=` in the address, else the browser's.
 // An element with data-say gets its text from here; data-say-label, data-say-title and data-say-placeholder fill
-// attributes. The label of a button is its tooltip, too, with the keys of data-keys; what changes a data-say-label says
-// "labelchange" to the window. The pages load this before all else.
+// attributes. The label of a button is its tooltip, too, with the keys of data-keys. The pages load this before all else.
 
 const LANGUAGES = { en: "en", zh: "zh-CN" };
 
@@ -17,10 +16,10 @@ export const WORDS = {
   olderMatch: { en: "Older match", zh: "较早的匹配" },
   newerMatch: { en: "Newer match", zh: "较新的匹配" },
   closeSearch: { en: "Close the search bar", zh: "关闭搜索栏" },
+  backToPlatform: { en: "Back to the platform", zh: "返回平台" },
   themeSystem: { en: "Colours: as the system has them", zh: "配色：跟随系统" },
   themeLight: { en: "Colours: light", zh: "配色：浅色" },
   themeDark: { en: "Colours: dark", zh: "配色：深色" },
-  backToPlatform: { en: "Back to the platform", zh: "返回平台" },
   offline: { en: "This device is offline.", zh: "本设备没有网络连接。" },
 
   // ---- The terminal: bar and tools ----
@@ -91,8 +90,8 @@ export const WORDS = {
   // ---- The terminal: forms and toasts ----
   chooseContainer: { en: "Choose a container", zh: "选择容器" },
   chooseText: {
-    en: "The pod {pod} has several; you have {seconds} seconds to choose",
-    zh: "Pod {pod} 有多个容器，请在 {seconds} 秒内选择",
+    en: "The pod {pod} has several. You have {seconds} seconds to choose.",
+    zh: "Pod {pod} 有多个容器。请在 {seconds} 秒内选择。",
   },
   openTitle: { en: "Open a terminal", zh: "打开终端" },
   openText: {
@@ -250,13 +249,10 @@ function chosenLanguage() {
 
 function fillIn() {
   document.documentElement.lang = LANGUAGES[LANGUAGE];
+  const each = (name, fill) => document.querySelectorAll(`[data-${name}]`).forEach(fill);
   each("say", (part) => (part.textContent = say(part.dataset.say)));
   each("say-title", (part) => (part.title = say(part.dataset.sayTitle)));
   each("say-placeholder", (part) => (part.placeholder = say(part.dataset.sayPlaceholder)));
-  fillLabels();
-}
-
-function fillLabels() {
   each("say-label", (part) => {
     const { sayLabel, keys } = part.dataset;
     part.ariaLabel = say(sayLabel);
@@ -264,9 +260,4 @@ function fillLabels() {
   });
 }
 
-function each(name, fill) {
-  document.querySelectorAll(`[data-${name}]`).forEach(fill);
-}
-
 fillIn();
-window.addEventListener("labelchange", fillLabels);

@@ -7,6 +7,7 @@ out. A text of two words or more is taken for a sentence, or for a part of one; 
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import re
 from collections.abc import Iterator
@@ -43,7 +44,6 @@ LEFT_OUT = {
         *("… in [Clusters]", "program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
     },
     "goes before another": {"jumpserver: …", "jumpserver: …: …", "jumpserver: …: warning: …", "line …, column …: …"},
-    "goes before another in the log": {"error error=%s entry=%s", "error error=%s row=%s"},
     "the cluster's words": {"container not found", "is not valid for pod", "choose one of: [", "is not running"},
     "beside a bar that moves": {"MB searched", "recordings retired"},
     "for systemd": {"STATUS=… sessions"},
@@ -51,7 +51,6 @@ LEFT_OUT = {
         *('secret = ""', 'secret = "…"', 'name="platform-url" content="…"'),
         "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py",
     },
-    "a marker in a recording": {"container … chosen"},
     "no sentence": {
         *("private, no-cache", "bytes */…", "bytes …-…/…", "Upgrade, close", "tuple[int | None, bool]"),
         *("words …", "text …", "(login_at, session_id) < (…)", "session_id IN (… UNION ALL …)"),
@@ -66,6 +65,7 @@ def of_module(name: str) -> set[str]:
     return texts_of_module(name) - set().union(*LEFT_OUT.values())
 
 
+@functools.cache
 def texts_of_module(name: str) -> set[str]:
     """The same, with those in LEFT_OUT."""
     tree = ast.parse((ROOT / name).read_text("utf-8"))
@@ -103,6 +103,7 @@ def _is_left_out(node: ast.AST) -> bool:
     return any(ast.unparse(target) in _NAMES for target in targets)
 
 
+@functools.cache
 def of_pages() -> set[str]:
     """The sentences of the pages: texts of three words or more that end with a full stop."""
     found: list[str] = []

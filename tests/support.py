@@ -40,6 +40,7 @@ from recorder import RecordFolder
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
 PROGRAM = Path(jumpserver.__file__)
+_STARTED = re.compile(r"\bstart\b.*\blisten\W+\S*:(\d+)")  # in every form of the log
 LOOPBACK = Trust(allow_servers=("127.0.0.0/8", "::1"))  # for a kubeconfig as it comes with a token
 ALLOW_LOOPBACK = '[Kubernetes]\nallow_servers = ["127.0.0.0/8"]\n'  # the same in a configuration
 
@@ -67,6 +68,15 @@ def wait_until_still(count: Callable[[], int]) -> None:
 
 def b64(text: str | bytes) -> str:
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def programs(cluster: StandIn, pod: str = "demo") -> list[str]:
+    """The names of what runs in the pod."""
+    names = []
+    for pid in cluster.processes("default", pod):
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return sorted(names)
 
 
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
@@ -301,8 +311,9 @@ class Program(Installation):
         with self.log_file.open("wb") as log:
             command = [*self.program, flag, str(self.config_file)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
-        wait_until(lambda: " start " in self.log() or self.process.poll() is not None, "the start", START_SECONDS)
-        found = re.search(r" listen=\S+:(\d+)", self.log())
+        over = lambda: _STARTED.search(self.log()) or self.process.poll() is not None  # noqa: E731
+        wait_until(over, "the start", START_SECONDS)
+        found = _STARTED.search(self.log())
         assert found, self.log()
         self.port = int(found[1])
 

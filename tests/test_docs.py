@@ -21,13 +21,12 @@ import pytest
 
 import hooks
 import jumpserver
+from tests.sentences import MODULES, ROOT
 from tests.support import need_program
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     str(page.relative_to(ROOT)) for pattern in ("*.md", "docs/**/*.md", "bench/*.md") for page in ROOT.glob(pattern)
 )
-MODULES = ("jumpserver.py", "hooks.py", "k8s_exec.py", "recorder.py")
 PENDING = {"systemd.md", "proxies.md", "kubernetes.md", "sizing.md"}  # not written yet
 SECRET = "at least 32 bytes that only platform and jumpserver know"
 
@@ -127,24 +126,26 @@ def test_every_scope_stands_in_audit() -> None:
 
 def test_every_kind_of_entry_stands_in_audit() -> None:
     told = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows("docs/audit.md")))
-    for kind in sorted(kinds_of_entries()):
+    written = first_words("_enter", "_note", "append", "_append", "_add") | LOOKS | set(hooks._ROW_ENTRIES)
+    for kind in sorted(written):
         assert kind in told, kind
 
 
-def kinds_of_entries() -> set[str]:
-    """The first argument of all calls that write into the chain, as far as it stands there."""
-    writers = {"append", "_append", "_enter", "_note", "_add", "add"}
-    found = {"list", "search", "refused", *hooks._ROW_ENTRIES}
-    for call in calls("jumpserver.py", "hooks.py"):
-        first = call.args[0] if call.args else None
-        if isinstance(call.func, ast.Attribute) and call.func.attr in writers and isinstance(first, ast.Constant):
-            found |= {first.value} if isinstance(first.value, str) and first.value.isidentifier() else set()
+# What is written into chain and log under a name that is handed on.
+LOOKS = {"list", "search"}
+
+
+def first_words(*functions: str) -> set[str]:
+    """The names that stand as the first argument of calls of these functions and methods."""
+    found = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(text_of(module))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                word = node.args[0].value
+                if function in functions and isinstance(word, str) and word.isidentifier():
+                    found.add(word)
     return found
-
-
-def calls(*modules: str) -> Iterator[ast.Call]:
-    for module in modules:
-        yield from (node for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Call))
 
 
 def test_every_number_stands_in_operate_with_its_label() -> None:
@@ -158,20 +159,10 @@ def test_every_number_stands_in_operate_with_its_label() -> None:
 
 def test_every_event_of_the_log_stands_in_operate() -> None:
     section = text_of("docs/operate.md").split("\n### The log\n")[1].split("\n## ")[0]
-    named = {
-        str(call.args[0].value)
-        for call in calls(*MODULES)
-        if ast.unparse(call.func) == "log_event" and isinstance(call.args[0], ast.Constant)
-    }
-    assert len(named) > 15
-    for event in (*named, *kinds_of_looks()):
+    events = first_words("log_event", "_enter", "_note") | LOOKS
+    assert len(events) > 20
+    for event in sorted(events):
         assert f"`{event}`" in section, event
-
-
-def kinds_of_looks() -> set[str]:
-    """What ``Handler._enter`` and ``Session._note`` log under a name that they are given."""
-    given = (call.args[0] for call in calls("jumpserver.py") if ast.unparse(call.func) in ("self._enter", "self._note"))
-    return {"list", "search", *(str(kind.value) for kind in given if isinstance(kind, ast.Constant))}
 
 
 def test_every_command_and_its_options_stand_in_audit_or_operate() -> None:
@@ -181,7 +172,16 @@ def test_every_command_and_its_options_stand_in_audit_or_operate() -> None:
         assert re.search(rf"(`|\.pyz? ){name}\b", said), name
         for action in parser._actions:
             long = [option for option in action.option_strings if option.startswith("--")]
-            assert not long or long[-1] in (*("--help", "--jumpserver"),) or long[-1] in said, (name, long)
+            assert not long or long[-1] in ("--help", "--jumpserver") or long[-1] in said, (name, long)
+
+
+def test_what_architecture_names_is_there() -> None:
+    table = "".join(rows("docs/architecture.md"))
+    code = "".join(map(text_of, MODULES))
+    for name in re.findall(r"`(_?[A-Za-z]\w+)(?:\.\w+)?`", table):
+        assert re.search(rf"\b{name}\b", code) or (ROOT / f"{name}.py").exists(), name
+    for part in re.findall(r"[\"]([a-z ]+)[\"]", table):
+        assert re.search(rf"^# -- {part}\b", code, re.M), part
 
 
 # -- links ------------------------------------------------------------------------------------------------------------

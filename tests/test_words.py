@@ -52,9 +52,7 @@ def words(server: RunningServer, page: Page) -> dict[str, dict[str, str]]:
 
 def used_keys() -> set[str]:
     keys = {key for text in PAGES.values() for key in re.findall(r'data-say(?:-[a-z]+)?="([^"]*)"', text)}
-    keys.update(*(re.findall(r'\bsay\("(\w+)"', text) for text in SCRIPTS.values()))
-    tables = re.findall(r"\bLABELS = \{(.*?)\}", "\n".join(SCRIPTS.values()), re.S)
-    return keys.union(*(re.findall(r'"(\w+)"', table) for table in tables))
+    return keys.union(*(re.findall(r'\bsay\("(\w+)"', text) for text in SCRIPTS.values()))
 
 
 def english_left(page: Page) -> list[str]:
