@@ -27,7 +27,7 @@ from tests.support import need_program
 PAGES = sorted(
     str(page.relative_to(ROOT)) for pattern in ("*.md", "docs/**/*.md", "bench/*.md") for page in ROOT.glob(pattern)
 )
-PENDING = {"systemd.md", "proxies.md", "kubernetes.md", "sizing.md"}  # not written yet
+PENDING = {"systemd.md", "proxies.md"}  # not written yet
 SECRET = "at least 32 bytes that only platform and jumpserver know"
 
 
