@@ -2392,6 +2392,7 @@ ASSETS = {
             "player.js",
             "chapters.js",
             "link.js",
+            "picture.js",
             "search.js",
             "timeline.js",
             "sessions.js",
