@@ -2387,6 +2387,7 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "widths.js",
             "words.js",
             "live.js",
             "player.js",
