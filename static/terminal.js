@@ -41,7 +41,8 @@ const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
 const REDUCED_MOTION = window.matchMedia("(prefers-reduced-motion: reduce)");
 const FRAMED = window.self !== window.top;
-const PLATFORM_URL = document.querySelector('meta[name="platform-url"]').content; // the server fills it in
+const PLATFORM_URL = document.querySelector('meta[name="platform-url"]').content; // the server fills both in
+const EMBEDDERS = document.querySelector('meta[name="embedders"]').content.split(" ").filter(Boolean);
 
 const el = (id) => document.getElementById(id);
 
@@ -182,7 +183,8 @@ function onContainerKey(event) {
   buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
 }
 
-function onSession(session) {
+function onSession(session, lost) {
+  if (!lost) tellEmbedder({ type: "ready" });
   showPlace(session);
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   state.reusable = session.reusable === true;
@@ -221,6 +223,7 @@ function onLost(seconds) {
 async function onOver({ event, end, upgraded, opened, taken }) {
   const reason = end?.reason || event.reason;
   const again = end ? end.reusable === true : state.reusable;
+  if (!taken) tellEmbedder({ type: "ended", reason: reason || unsaid(event.code), exit_code: end?.exit_code ?? null });
   term.write(state.decoder.decode()); // half a character at the very end
   const hint = again || event.code === CLOSE_DENIED ? "" : say("openAgain"); // a denial says itself what to do
   if (taken) {
@@ -244,6 +247,17 @@ async function onOver({ event, end, upgraded, opened, taken }) {
     const failure = await whyNotOpened(masked);
     if (state.phase === "connecting") finish("refused", own(failure.text), "", failure.again);
   }
+}
+
+// What the server did not say, in its words.
+function unsaid(code) {
+  return code === CLOSE_USER ? "the user has ended the session" : "the connection was lost";
+}
+
+// The page around this one, if it is of those that may frame it: browsers deliver to no page of another origin.
+function tellEmbedder(message) {
+  if (!FRAMED) return;
+  for (const origin of EMBEDDERS) window.parent.postMessage(message, origin === "'self'" ? location.origin : origin);
 }
 
 // Offers what can help: a new try where one can work, else the way back to where new links are.
