@@ -57,7 +57,7 @@ LEFT_OUT = {
     "beside a bar that moves": {"MB searched", "recordings retired"},
     "for systemd": {"STATUS=… sessions"},
     "replaced in a file": {
-        *('secret = ""', 'secret = "…"', 'name="platform-url" content="…"'),
+        *('secret = ""', 'secret = "…"', 'name="…" content="…"'),
         "/opt/jumpserver/.venv/bin/python /opt/jumpserver/jumpserver.py",
     },
     "no sentence": {
