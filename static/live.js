@@ -251,7 +251,7 @@ export class LiveView {
     const { cluster } = this.#answer ?? {};
     const silent = (performance.now() - this.#printedAt) / 1000;
     const isSilent = this.#state === "live" && silent > SILENT_SECONDS;
-    const parts = [this.#command, cluster ? say("cluster", { name: cluster }) : "", this.#size, isSilent ? say("nothingFor", { time: durationText(silent) }) : ""];
+    const parts = [cluster ? say("cluster", { name: cluster }) : "", this.#command, this.#size, isSilent ? say("nothingFor", { time: durationText(silent) }) : ""];
     const text = parts.filter(Boolean).join(" \u00b7 ");
     if (el("meta").textContent !== text) el("meta").textContent = text;
   }

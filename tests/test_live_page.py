@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
@@ -175,10 +175,12 @@ def test_on_a_phone_the_picture_scrolls_at_a_size_that_can_be_read(
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
+@pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 375])
 def test_axe_finds_nothing_while_it_runs_when_it_is_lost_and_when_it_is_refused(
-    server: RunningServer, terminal: Terminal, page: Page, width: int
+    server: RunningServer, terminal: Terminal, page: Page, width: int, colours: Literal["light", "dark"]
 ) -> None:
+    page.emulate_media(color_scheme=colours)
     page.set_viewport_size({"width": width, "height": 700})
     relay = Relay(server.url)
     page.goto(live_page(server, url=f"http://{relay.address}/"))

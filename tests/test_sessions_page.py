@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from hooks import Command, Unfinished
 from tests.conftest import WAIT_MS
 from tests.support import RunningServer, Terminal, end_shell, newest
-from tests.test_accessibility import DESKTOP, PHONE, findings
+from tests.test_accessibility import SCREENS, findings
 from tests.test_sessions_route import LOGIN, entries, write
 
 SESSIONS = "**/sessions?*"
@@ -408,9 +409,10 @@ def test_the_focus_stays_on_its_row_while_the_list_changes(server: RunningServer
     expect(page.locator("#open .main:focus")).to_contain_text("user-0")
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.fixture(params=itertools.product(SCREENS, ["light", "dark"]), ids="-".join)
 def screen(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    context = browser.new_context(**request.param)
+    screen, colours = request.param
+    context = browser.new_context(**SCREENS[screen], color_scheme=colours)
     context.set_default_timeout(WAIT_MS)
     yield context.new_page()
     context.close()
