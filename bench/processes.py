@@ -259,27 +259,25 @@ class Lab:
             process.stop()
 
 
+def free_port() -> int:
+    """A port of this host at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
 @contextlib.contextmanager
-def nginx(folder: Path, site: str) -> Iterator[int]:
-    """nginx with a ``server`` block that listens at 127.0.0.1:8080; gives the port that takes its place."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    site = site.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("/var/log/nginx/error.log", "stderr")
-    folders = " ".join(f"{kind}_temp_path {folder}/nginx_{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
-        f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {folders}\n{site}\n}}\n"
-    )
-    process = subprocess.Popen(["nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
+def listening(port: int, *command: str, **options: Any) -> Iterator[None]:
+    """A foreign server, from when it accepts at the port to its end."""
+    process = subprocess.Popen(command, **options)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while not _accepts(port):
-            if time.monotonic() > deadline:
-                raise TimeoutError("nginx did not start")
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"{command[0]} did not start")
             time.sleep(0.01)
-        yield port
+        yield
     finally:
-        process.kill()
+        process.terminate()
         process.wait()
 
 
@@ -289,6 +287,27 @@ def _accepts(port: int) -> bool:
         return True
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, site: str, main: str = "master_process off;") -> Iterator[int]:
+    """nginx with a ``server`` block that listens at 127.0.0.1:8080; gives the port that takes its place.
+
+    All that it writes is in the folder. ``main``: what stands outside of the http block.
+    """
+    port = free_port()
+    site = site.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("/var/log/nginx", str(folder))
+    folders = " ".join(f"{kind}_temp_path {folder}/nginx_{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; {main} error_log {folder}/error.log; pid {folder}/nginx.pid; events {{}}\n"
+        f"http {{ access_log off; sendfile on; client_body_temp_path {folder}/nginx_body; {folders}\n{site}\n}}\n"
+    )
+    with listening(port, *nginx_command(folder)):
+        yield port
+
+
+def nginx_command(folder: Path) -> tuple[str, ...]:
+    return ("nginx", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf")
 
 
 def _exec_path(words: Sequence[str]) -> str:

@@ -210,10 +210,13 @@ class Installation:
         subprotocols = ["jumpserver.v1"] if v1 else None
         return Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=subprotocols, **options))
 
-    def resume(self, lost: Terminal, **message: Any) -> Terminal:
-        """Go on with the terminal that was lost, as a page does; ``message`` changes what it says."""
+    def resume(self, lost: Terminal, base: str = "", **message: Any) -> Terminal:
+        """Go on with the terminal that was lost, as a page does; ``message`` changes what it says.
+
+        ``base``: of the page's address, ``host:port/prefix``, where it came through a proxy.
+        """
         resume = lost.wait_for_event("session")["resume"]
-        url = f"ws://127.0.0.1:{self.port}/{resume['url']}"
+        url = f"ws://{base or f'127.0.0.1:{self.port}'}/{resume['url']}"
         terminal = Terminal(websocket.create_connection(url, WAIT_SECONDS, subprotocols=["jumpserver.v1"]))
         terminal.send(**{"type": "resume", "secret": resume["secret"], "drawn": lost.drawn, **message})
         return terminal
@@ -300,7 +303,11 @@ class Program(Installation):
         self.log_file = folder / "log"
 
     def __enter__(self) -> Program:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

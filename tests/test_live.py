@@ -33,7 +33,7 @@ from tests.support import (
     two_programs,
     wait_until,
 )
-from tests.test_nginx import SHIPPED, SHORTEST, behind_nginx
+from tests.test_proxies import SHIPPED, SHORTEST, behind_nginx
 
 OFFERED = ["v1.alis", "v2.asciicast", "v3.asciicast", "raw"]  # by asciinema-player 3.18
 PLAIN = ["sh", "-c", "stty raw -echo; echo ready; exec cat"]
@@ -426,9 +426,9 @@ def test_a_page_can_ask_before_it_watches(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("site", [SHORTEST, SHIPPED], ids=["shortest", "shipped"])
 def test_one_can_watch_behind_nginx(server: RunningServer, terminal: Terminal, tmp_path: Path, site: str) -> None:
-    with behind_nginx(tmp_path, server, site) as base:
+    with behind_nginx(tmp_path, server, site) as proxy:
         target = live_url(server, server.recordings()[-1]).partition(f":{server.port}")[2]
-        sock = websocket.create_connection(f"ws://{base}{target}", WAIT_SECONDS, subprotocols=OFFERED)
+        sock = websocket.create_connection(f"ws://{proxy.base}{target}", WAIT_SECONDS, subprotocols=OFFERED)
         with Watcher(sock) as watcher:
             watcher.wait_for("ready")
             terminal.type("through nginx")
