@@ -3052,7 +3052,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             title=str(header.get("title", "")),
             cols=header.get("width"),
             idle=round(max(0.0, time.time() - os.fstat(file.fileno()).st_mtime), 1),
+            **self._place_of(session_of(path)),
         )
+
+    def _place_of(self, session_id: str) -> dict[str, object]:
+        """Where a session is and how the pages mark that; nothing where the ledger does not know."""
+        with contextlib.suppress(LedgerError):
+            if info := self.server.hooks.ledger.session(session_id):
+                shown = self._shown(info)
+                return {name: shown[name] for name in ("namespace", "cluster", "label", "colour")}
+        return {}
 
     def _may_watch(self, user: str, path: Path) -> bool:
         """Whether the watcher can be shown something: the chain has that, and its user is told. If not, it is said."""

@@ -37,7 +37,7 @@ export class LiveView {
   #filename;
   #token;
   #state = "connecting";
-  #answer = null; // what the server said of the session: {running, title, idle, cols}
+  #answer = null; // what the server said of the session: {running, title, idle, namespace, cluster, label, colour}
   #player = null;
   #picture = new Picture();
   #size = "";
@@ -66,6 +66,7 @@ export class LiveView {
     }
     this.#printedAt = performance.now() - this.#answer.idle * 1000;
     this.#showTitle(this.#answer.title);
+    this.#showMark(this.#answer);
     if (!this.#answer.running) {
       this.#enter("ended");
       this.#page.showWords(say("hasEnded"), own(say("hasEndedWhy")));
@@ -239,10 +240,18 @@ export class LiveView {
     document.title = say("titleOfLive", { title });
   }
 
+  // What tells this cluster from others, where its operator has said it.
+  #showMark({ cluster, label, colour }) {
+    const word = label || (colour && cluster) || "";
+    Object.assign(el("mark"), { textContent: word, hidden: !word });
+    document.body.style.setProperty("--mark", colour || null);
+  }
+
   #showMeta() {
+    const { cluster } = this.#answer ?? {};
     const silent = (performance.now() - this.#printedAt) / 1000;
     const isSilent = this.#state === "live" && silent > SILENT_SECONDS;
-    const parts = [this.#command, this.#size, isSilent ? say("nothingFor", { time: durationText(silent) }) : ""];
+    const parts = [this.#command, cluster ? say("cluster", { name: cluster }) : "", this.#size, isSilent ? say("nothingFor", { time: durationText(silent) }) : ""];
     const text = parts.filter(Boolean).join(" \u00b7 ");
     if (el("meta").textContent !== text) el("meta").textContent = text;
   }

@@ -15,6 +15,7 @@ const PROGRESS_DELAY_MS = 400; // a short download shows no progress
 const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
 const USUAL = { cols: 80, rows: 24 };
 const CODES = "oir"; // output, input, resize; other events are not for the player
+const JOINERS = /\u200d/g; // of emoji; the player gives each a cell of its own, the C libraries in pods none
 const MARK_CODES = "md"; // marker, exit code of a command: what chapters are made of
 const TICKS = 500; // at most, over the slider; of more chapters every second, third or so has one
 const EXIT_CODE = /^-?\d{1,10}$/;
@@ -166,6 +167,7 @@ function restTimes(events) {
 }
 
 function playableEvent([milliseconds, code, data]) {
+  if (code === "o") return [milliseconds, code, data.replace(JOINERS, "")];
   if (code !== "r") return [milliseconds, code, data];
   const { cols, rows } = playableSize(...data.split("x").map(Number));
   return [milliseconds, code, `${cols}x${rows}`];

@@ -226,6 +226,10 @@ function fill(row, item, texts) {
     if (cell.textContent !== text) Object.assign(cell, { textContent: text, lang });
     cell.title = text;
   }
+  const mark = row.querySelector(".mark");
+  const word = item.label || (item.colour && item.cluster) || "";
+  Object.assign(mark, { textContent: word, hidden: !word });
+  mark.style.setProperty("--mark", item.colour || null);
 }
 
 function act(row, word, link) {

@@ -62,5 +62,5 @@
   systemIsLight.addEventListener("change", show);
   window.addEventListener("storage", onStorage);
   document.addEventListener("click", onClick);
-  document.addEventListener("DOMContentLoaded", label);
+  document.addEventListener("readystatechange", label, { once: true }); // the page is read; its scripts may be missing
 })();

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support import RunningServer
+from tests.support import RunningServer, running
 from tests.test_accessibility import PHONE, SCREENS, TABLET
 from tests.test_live_page import badge, live_page, terminal
 from tests.test_pages import until
@@ -161,6 +162,39 @@ def test_full_screen_takes_the_controls_along(server: RunningServer, page: Page)
     until(page, "!document.fullscreenElement")
 
 
+# What stands before a |, and how many cells glibc counts for it (wcwidth of each character).
+CELLS = {
+    "ab": 2,
+    "\u4f60": 2,
+    "\U0001f389": 2,
+    "e\u0301": 1,
+    "\u26a0": 1,
+    "\U0001f1e9\U0001f1ea": 2,
+    "\U0001f44d\U0001f3fd": 4,
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467": 6,
+    "\U0001fae0": 2,
+}
+# In which cell of each line the | is.
+BARS = """() => {
+    const [text, cols] = [document.querySelector(".ap-term-text"), 80];
+    const { left, width } = text.getBoundingClientRect();
+    return [...text.querySelectorAll(".ap-line")].flatMap((line) => {
+        const nodes = document.createTreeWalker(line, NodeFilter.SHOW_TEXT);
+        while (nodes.nextNode() && !nodes.currentNode.data.includes("|"));
+        if (!nodes.currentNode.data?.includes("|")) return [];
+        const range = new Range();
+        range.setStart(nodes.currentNode, nodes.currentNode.data.indexOf("|"));
+        return Math.round(((range.getBoundingClientRect().left - left) * cols) / width);
+    });
+}"""
+
+
+def test_characters_are_as_wide_as_the_pod_counts_them(server: RunningServer, page: Page) -> None:
+    play(server, page, cast([0.1, "o", "".join(f"{text}|\r\n" for text in CELLS)], [60, "o", "end"]))
+    player_text(page, "|")
+    assert page.evaluate(BARS) == list(CELLS.values())
+
+
 # ---- Colours ----
 
 
@@ -213,3 +247,15 @@ def test_what_is_watched_changes_its_colours_and_goes_on(server: RunningServer, 
     player_text(page, "again")
     badge(page, "Live")
     expect(page.locator(".ap-player")).to_have_count(1)
+
+
+def test_a_cluster_is_marked_where_it_is_watched_and_listed(cluster: Any, tmp_path: Any, page: Page) -> None:
+    with running(tmp_path, cluster) as server, server.connect(label="production", colour="#c62828") as terminal:
+        terminal.wait_for_event("session")
+        page.goto(live_page(server))
+        badge(page, "Live")
+        expect(page.locator("#mark")).to_have_text("production")
+        expect(page.locator(".bar")).to_have_css("box-shadow", re.compile("198, 40, 40"))
+        page.goto(f"{server.url}sessions.html#token={server.link_token('audit')}")
+        expect(page.locator("#open .item .mark")).to_have_text("production")
+        expect(page.locator("#open .item .mark")).to_have_css("border-top-color", "rgb(198, 40, 40)")
