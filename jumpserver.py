@@ -277,6 +277,15 @@ class ServerConfig:
     def _proxy_networks(self) -> tuple[Network, ...]:
         return tuple(map(parse_network, self.trusted_proxies))
 
+    @property
+    def embedders(self) -> list[str]:
+        """Those of frame_ancestors that are one origin each, or 'self': the terminal page tells them what happens."""
+        found = []
+        for source in self.frame_ancestors:
+            with contextlib.suppress(ValueError):
+                found.append(source if source == "'self'" else normal_origin(source))
+        return found
+
     def trusts(self, address: Address) -> bool:
         """Whether the address is a trusted proxy's."""
         return any(address in network for network in self._proxy_networks)
@@ -2387,6 +2396,7 @@ ASSETS = {
             "connection.js",
             "failure.js",
             "touch.js",
+            "widths.js",
             "words.js",
             "live.js",
             "player.js",
@@ -2436,17 +2446,25 @@ def shipped(name: str) -> bytes:
     return loader.get_data(os.path.join(_HOME, name))
 
 
-def load_assets(platform_url: str = "") -> dict[str, Asset]:
+def load_assets(server: ServerConfig = ServerConfig()) -> dict[str, Asset]:
     """Read the pages. See missing_assets."""
-    placeholder, value = (f'name="platform-url" content="{html.escape(url)}"'.encode() for url in ("", platform_url))
+    told = {"platform-url": server.platform_url, "embedders": " ".join(server.embedders)}
     assets: dict[str, Asset] = {}
     for route, name in ASSETS.items():
         with contextlib.suppress(OSError):
             asset = _load_asset(name)
             if name == "index.html":
-                asset = dataclasses.replace(asset, data=asset.data.replace(placeholder, value))
+                asset = dataclasses.replace(asset, data=_told(asset.data, told))
             assets[route] = asset
     return assets
+
+
+def _told(page: bytes, values: Mapping[str, str]) -> bytes:
+    """The page with what it is told by its meta elements."""
+    for name, value in values.items():
+        empty, filled = (f'name="{name}" content="{html.escape(text)}"'.encode() for text in ("", value))
+        page = page.replace(empty, filled)
+    return page
 
 
 def _load_asset(name: str) -> Asset:
@@ -3953,7 +3971,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         self.errands = Clock("errands")  # which wait for the ledger
         self.sessions = SessionRegistry(config.Server.max_sessions, config.Limits)
         self.login_rate = LoginRate()
-        self.assets = load_assets(config.Server.platform_url)
+        self.assets = load_assets(config.Server)
         self.security_headers = security_headers(config)
         self.places = Places(_PAGES, _PAGES_EACH)
         self.watchers = Places(_WATCHERS, _WATCHERS_EACH)
@@ -4095,7 +4113,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
     def reload(self, config: Config) -> None:
         """Go on with this configuration, as far as it can change; open sessions keep theirs. Logs what cannot."""
         config, differ = keep_fixed(self.config, config)
-        assets = load_assets(config.Server.platform_url)
+        assets = load_assets(config.Server)
         self.config = self._chores.config = config
         self.hooks.settings = config.hooks_settings()
         self.sessions.change_limits(config.Server.max_sessions, config.Limits)
@@ -4605,7 +4623,7 @@ def _run_server(options: argparse.Namespace) -> int:
     check_record_path(config, options.jumpserver)
     if options.check:
         check_ledger_path(config, options.jumpserver)
-        for line in what_is_missing(config, hooks_class, load_assets(config.Server.platform_url)):
+        for line in what_is_missing(config, hooks_class, load_assets(config.Server)):
             print(f"jumpserver: {options.jumpserver}: warning: {line}", file=sys.stderr)
         print(f"{options.jumpserver}: good")
         return 0

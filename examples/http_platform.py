@@ -1,8 +1,8 @@
 """A small release platform: what stands on the other side of a jumpserver, to click through and to copy from.
 
-It logs people in, shows a list of pods, mints one-time tokens, opens terminals in a frame, answers the jumpserver's
-calls, shows who was where, with links to replay it, and offboards people, which ends their shells. ``make demo`` starts
-it.
+It logs people in, shows a list of pods, mints one-time tokens, opens terminals in a frame, which tells it of their end,
+answers the jumpserver's calls, shows who was where, with links to replay it, and offboards people, which ends their
+shells. ``make demo`` starts it.
 
 ``Platform`` is the integration: how terminals and recordings are opened, and what is answered to the four calls.
 ``Handler`` is the web around it: who is logged in, no form of another site's, nothing unescaped. What a real platform
@@ -260,7 +260,9 @@ _PODS = """<h1>Pods</h1>
 _POD = """<li><div><h2>{pod}</h2><p>{where}</p><p class="fine">{note}</p></div>
 <form method="post" action="/terminal"><button name="place" value="{number}" class="primary"
  aria-label="Open a terminal in {pod}">Terminal</button></form></li>"""
-_TERMINAL = '<iframe src="{link}" title="Terminal in {pod}" allow="clipboard-read; clipboard-write"></iframe>'
+_TERMINAL = """<p id="told" role="status"></p>
+<iframe src="{link}" title="Terminal in {pod}" allow="clipboard-read; clipboard-write; fullscreen"></iframe>
+<script src="/terminal.js"></script>"""
 _SESSIONS = """<h1>Sessions</h1>
 {audit}
 {table}"""
@@ -351,7 +353,10 @@ def people_page(person: Person, platform: Platform) -> Html:
 
 # -- the web around it ------------------------------------------------------------------------------------------------
 
-STYLE = Path(__file__).with_suffix(".css").read_bytes()
+FILES = {
+    "/style.css": (Path(__file__).with_suffix(".css").read_bytes(), "text/css; charset=utf-8"),
+    "/terminal.js": (Path(__file__).with_suffix(".js").read_bytes(), "text/javascript; charset=utf-8"),
+}
 
 
 class PlatformServer(ThreadingHTTPServer):
@@ -423,8 +428,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urllib.parse.urlsplit(self.path)
-        if url.path == "/style.css":
-            self._send(200, STYLE, "text/css; charset=utf-8")
+        if url.path in FILES:
+            self._send(200, *FILES[url.path])
             return
         try:
             self._check_host()
@@ -569,8 +574,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, kind: str, more: Mapping[str, str] | None = None) -> None:
         framed = self.server.platform.jumpserver or "'none'"
         policy = (
-            "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; "
-            f"frame-ancestors 'none'; frame-src {framed}"
+            "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; form-action 'self'; "
+            f"base-uri 'none'; frame-ancestors 'none'; frame-src {framed}"
         )
         headers = {
             "Content-Type": kind,

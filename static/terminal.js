@@ -11,6 +11,7 @@ import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mj
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
+import { countAsPods } from "./widths.js";
 import { own, said, say, sentence } from "./words.js";
 
 const CLOSE_DENIED = 4403;
@@ -23,19 +24,25 @@ const TOAST_MS = 2500;
 const NOTICE_MS = 15_000;
 const CLOSING_MS = 300; // after which a tab that the browser keeps open has to be closed by hand
 const FONT_SIZE_KEY = "jumpserver.fontSize";
+const COPY_KEY = "jumpserver.copyOnSelect";
 const SCREEN_READER_KEY = "jumpserver.screenReader";
 const FONT_SIZE = { smallest: 8, usual: 14, largest: 28 };
 // Leaves the alternate screen, mouse and paste modes of a shell that is gone, but keeps what it printed. The cursor
 // is saved first because leaving the alternate screen restores it, even when the main screen is the one shown.
 const SOFT_RESET = "\x1b7\x1b[?1049l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?25h\x1b[0m\r\n";
+const TITLE_CHARACTERS = 100; // of what a program calls itself
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
+const BELL_MS = 200;
 const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 
 const TOUCH = window.matchMedia("(pointer: coarse)").matches;
+const REDUCED_MOTION = window.matchMedia("(prefers-reduced-motion: reduce)");
 const FRAMED = window.self !== window.top;
-const PLATFORM_URL = document.querySelector('meta[name="platform-url"]').content; // the server fills it in
+const PLATFORM_URL = document.querySelector('meta[name="platform-url"]').content; // the server fills both in
+const EMBEDDERS = document.querySelector('meta[name="embedders"]').content.split(" ").filter(Boolean);
 
 const el = (id) => document.getElementById(id);
 
@@ -46,6 +53,9 @@ const state = {
   decoder: null, // of the output: a character may be split between messages
   phase: "idle", // idle, connecting, choosing, connected, reconnecting, ended, refused, lost, taken
   user: "",
+  place: {}, // where the shell is: {pod, label} and more
+  programTitle: "",
+  rang: false, // while nobody looked
   partial: false, // what comes next may begin in the middle of a line
   sentSize: "",
   outbox: [], // input not handed to the socket yet
@@ -87,6 +97,7 @@ const connection = new Connection({
 function connect() {
   if (["connected", "reconnecting"].includes(state.phase)) connection.leave();
   if (state.phase !== "idle") term.write(SOFT_RESET);
+  state.programTitle = "";
   fit.fit();
   Object.assign(state, { reusable: true, outbox: [], decoder: new TextDecoder(), sentSize: sizeText(), partial: false });
   connection.open(webSocketUrl(sshPath(state.token)));
@@ -108,6 +119,7 @@ function connectedAs() {
 }
 
 function showPlace(session) {
+  state.place = session;
   const target = [session.pod, session.container].filter(Boolean).join(" / ");
   el("target").textContent = el("target").title = target || say("terminal");
   el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
@@ -116,7 +128,31 @@ function showPlace(session) {
   Object.assign(el("mark"), { textContent: word, hidden: !word });
   document.body.style.setProperty("--mark", session.colour || null);
   el("place").hidden = !session.namespace && !session.cluster;
-  document.title = say("titleOfPod", { pod: session.pod || say("pod") });
+  showTitle();
+}
+
+// The tab's: what rang, where it is, above all whether that is production, and what the program calls itself.
+function showTitle() {
+  const { pod, label } = state.place;
+  const what = state.programTitle ? `${state.programTitle} \u2013 ${pod}` : say("titleOfPod", { pod: pod || say("pod") });
+  document.title = `${state.rang ? "\u{1f514} " : ""}${label ? `${label}: ` : ""}${what}`;
+}
+
+function onTitle(title) {
+  state.programTitle = title.slice(0, TITLE_CHARACTERS).replace(UNPRINTABLE, "").trim();
+  showTitle();
+}
+
+function onBell() {
+  const stage = el("stage");
+  if (!REDUCED_MOTION.matches && !stage.getAnimations().length) stage.animate({ opacity: [0.5, 1] }, BELL_MS);
+  if (document.hidden) setRang(true);
+}
+
+function setRang(rang) {
+  if (state.rang === rang) return;
+  state.rang = rang;
+  showTitle();
 }
 
 // The pod has several containers, and nothing else says which is meant.
@@ -147,7 +183,8 @@ function onContainerKey(event) {
   buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
 }
 
-function onSession(session) {
+function onSession(session, lost) {
+  if (!lost) tellEmbedder({ type: "ready" });
   showPlace(session);
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   state.reusable = session.reusable === true;
@@ -186,6 +223,7 @@ function onLost(seconds) {
 async function onOver({ event, end, upgraded, opened, taken }) {
   const reason = end?.reason || event.reason;
   const again = end ? end.reusable === true : state.reusable;
+  if (!taken) tellEmbedder({ type: "ended", reason: reason || unsaid(event.code), exit_code: end?.exit_code ?? null });
   term.write(state.decoder.decode()); // half a character at the very end
   const hint = again || event.code === CLOSE_DENIED ? "" : say("openAgain"); // a denial says itself what to do
   if (taken) {
@@ -209,6 +247,17 @@ async function onOver({ event, end, upgraded, opened, taken }) {
     const failure = await whyNotOpened(masked);
     if (state.phase === "connecting") finish("refused", own(failure.text), "", failure.again);
   }
+}
+
+// What the server did not say, in its words.
+function unsaid(code) {
+  return code === CLOSE_USER ? "the user has ended the session" : "the connection was lost";
+}
+
+// The page around this one, if it is of those that may frame it: browsers deliver to no page of another origin.
+function tellEmbedder(message) {
+  if (!FRAMED) return;
+  for (const origin of EMBEDDERS) window.parent.postMessage(message, origin === "'self'" ? location.origin : origin);
 }
 
 // Offers what can help: a new try where one can work, else the way back to where new links are.
@@ -452,7 +501,45 @@ function changeFontSize(step) {
   term.options.fontSize = clampFontSize(term.options.fontSize + step);
   store("localStorage", FONT_SIZE_KEY, String(term.options.fontSize));
   fit.fit();
-  if (!TOUCH) term.focus();
+}
+
+function setCopyOnSelect(on) {
+  el("copy-on-select").checked = on;
+  store("localStorage", COPY_KEY, String(on));
+}
+
+// With the keyboard locked all keys are the shell's: Ctrl+W closes no tab, and Escape leaves only when it is held.
+async function toggleFullScreen() {
+  if (document.fullscreenElement) {
+    document.exitFullscreen();
+    return;
+  }
+  try {
+    await document.documentElement.requestFullscreen({ navigationUI: "hide" });
+  } catch {
+    toast(say("fullScreenForbidden"));
+    return;
+  }
+  const locked = await lockKeyboard();
+  toast(locked ? say("fullScreenLocked") : say("fullScreenOpen"), NOTICE_MS / 3);
+  term.focus();
+}
+
+// Not every browser can, and none in a frame.
+async function lockKeyboard() {
+  try {
+    await navigator.keyboard.lock();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function onFullScreen() {
+  const full = document.fullscreenElement !== null;
+  const button = el("full-screen");
+  button.querySelector("use").setAttribute("href", `icons.svg#${full ? "fullscreen-leave" : "fullscreen"}`);
+  button.title = button.ariaLabel = full ? say("leaveFullScreen") : say("fullScreen");
 }
 
 function setScreenReader(on) {
@@ -488,15 +575,17 @@ function toast(text, milliseconds = TOAST_MS) {
 // ---- Start ----
 
 function openTerminal() {
-  for (const addon of [fit, search, new Unicode11Addon(), new ClipboardAddon(undefined, osc52)]) term.loadAddon(addon);
+  for (const addon of [fit, search, new ClipboardAddon(undefined, osc52)]) term.loadAddon(addon);
   term.loadAddon(new WebLinksAddon((_event, uri) => window.open(uri, "_blank", "noopener,noreferrer")));
-  term.unicode.activeVersion = "11"; // as wide as the C libraries in pods count, so that line editing stays in step
+  countAsPods(term, new Unicode11Addon());
   term.open(el("terminal"));
   el("terminal").terminal = term;
   drawByGpu();
   term.onData(onData);
   term.onBinary(sendInput);
   term.onResize(sendSize);
+  term.onTitleChange(onTitle);
+  term.onBell(onBell);
   // xterm.js 6.0.0 does not shrink the alternate screen while that is not shown: it would have lines to scroll back to, and
   // a finger or wheel would move those instead of the program. A change of this option makes it look at the size again.
   term.buffer.onBufferChange(() => (term.options.scrollback ^= 1));
@@ -558,6 +647,7 @@ function listen() {
   click("search-close", closeSearch);
   click("smaller", () => changeFontSize(-1));
   click("larger", () => changeFontSize(1));
+  click("full-screen", toggleFullScreen);
   click("reconnect", () => (state.phase === "taken" ? takeBack() : connect()));
   click("end", () => connection.end());
   click("ctrl", () => holdCtrl(!state.ctrlHeld));
@@ -580,6 +670,15 @@ function listen() {
     offer(el("token").value.trim());
     el("token").value = "";
   });
+  el("terminal").addEventListener("mouseup", () => {
+    if (el("copy-on-select").checked && term.hasSelection()) copySelection();
+  });
+  el("copy-on-select").addEventListener("change", (event) => setCopyOnSelect(event.target.checked));
+  el("options-menu").addEventListener("toggle", (event) => {
+    if (event.newState === "closed" && !TOUCH) term.focus();
+  });
+  document.addEventListener("fullscreenchange", onFullScreen);
+  document.addEventListener("visibilitychange", () => document.hidden || setRang(false));
   document.addEventListener("keydown", onShortcut, { capture: true });
   window.addEventListener("hashchange", () => offer(takeToken()));
   window.addEventListener("themechange", () => (term.options.theme = theme()));
@@ -653,5 +752,7 @@ openTerminal();
 listen();
 linkToPlatform();
 setScreenReader(stored("localStorage", SCREEN_READER_KEY) === "true");
+setCopyOnSelect(stored("localStorage", COPY_KEY) === "true");
+el("full-screen").hidden = !document.fullscreenEnabled;
 document.body.classList.remove("starting");
 start();

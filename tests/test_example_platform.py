@@ -99,9 +99,11 @@ def test_a_developer_works_and_an_auditor_replays_it(web: PlatformServer, server
     frame = open_terminal(page)
     run(page, "echo in-a-frame-$((40 + 2))")
     wait_for_text(frame, "in-a-frame-42")
+    expect(page.get_by_role("status")).to_have_text("The terminal is open.")
     page.set_viewport_size({"width": 375, "height": 700})
     run(page, "exit")
     expect(frame.locator("#notice")).to_contain_text("The shell has ended")
+    expect(page.get_by_role("status")).to_have_text("The terminal has ended: the shell has ended.")
     server.wait_settled()
     frame.get_by_role("link", name="Back to the platform").click()
     page.get_by_role("link", name="Sessions").click()
@@ -356,7 +358,7 @@ def test_what_others_say_is_text_on_the_pages(web: PlatformServer) -> None:
         text = ask(web, "GET", path, Cookie=cookie_of(web, "carol")).text
         assert "&lt;script&gt;" in text and "<script" not in text and "{user}" in text
     terminal = submit(web, "/terminal", cookie_of(web, "carol"), place="0").text
-    assert "<script" not in terminal and "<iframe src=" in terminal
+    assert terminal.count("<script") == 1 and "<iframe src=" in terminal
 
 
 def test_every_answer_forbids_scripts_frames_and_caches(web: PlatformServer) -> None:

@@ -255,6 +255,7 @@ def test_search_begins_at_the_newest_match_and_counts(server: RunningServer, pag
 def test_the_font_size_is_kept(server: RunningServer, page: Page) -> None:
     open_terminal(page, server.terminal_url())
     cols = page.evaluate(f"{TERMINAL}.cols")
+    page.get_by_role("button", name="Options").click()
     page.get_by_role("button", name="Larger text").click()
     assert page.evaluate(f"{TERMINAL}.cols") < cols
     size = page.evaluate(f"{TERMINAL}.options.fontSize")
