@@ -115,7 +115,8 @@ def test_it_holds_source_and_the_pages_files_and_nothing_else(pyz: Path) -> None
                 assert data == (ROOT / name.removesuffix(".gz")).read_bytes(), name
             assert b"\0" not in data, name
     assert names == sorted(names)
-    assert {"README.md", "docs/integrate.md", "docs/architecture.svg"} <= set(names)
+    docs = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/**/*.md")}
+    assert {"README.md", "README.zh-CN.md", "docs/architecture.svg", *docs} <= set(names)
     packages = {name.partition("/")[0] for name in names if name.endswith(".py") and "/" in name}
     assert packages == {"deploy", "h11", "simple_websocket", "tomli", "websocket", "wsproto"}
 

@@ -186,15 +186,15 @@ def test_what_architecture_names_is_there() -> None:
 # -- links ------------------------------------------------------------------------------------------------------------
 
 
-def anchors(page: str) -> set[str]:
-    """What links may lead to: the headings, as GitHub and GitLab spell them."""
+def anchors(page: str) -> list[str]:
+    """What links may lead to, in order: the headings, as GitHub and GitLab spell them."""
     found: dict[str, int] = {}
     prose = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
-    names = set()
+    names = []
     for heading in re.findall(r"^#+ +(.+?) *$", prose, re.M):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
         name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
-        names.add(f"{name}-{found[name]}" if name in found else name)
+        names.append(f"{name}-{found[name]}" if name in found else name)
         found[name] = found.get(name, 0) + 1
     return names
 
