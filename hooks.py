@@ -43,7 +43,7 @@ import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, ClassVar, Protocol
 
 __all__ = [
     "Ask",
@@ -174,6 +174,15 @@ class HooksSettings:
 class Hooks:
     """The hooks that ship. ``[Token]`` and ``[Platform]`` choose what they do; without either, all are denied."""
 
+    # What ``authorize`` is asked about; all else is denied. A class that overrides it names them, or has "play" alone:
+    # so an older one, which looks at no other action, opens nothing that it does not know.
+    actions: ClassVar[tuple[str, ...]] = ("play", "watch", "list", "search", "terminate")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "authorize" in vars(cls) and "actions" not in vars(cls):
+            cls.actions = ("play",)
+
     def __init__(self, settings: HooksSettings) -> None:
         self.settings = settings
         self.ledger = self.make_ledger(settings)  # written by the server itself, whatever the hooks below do
@@ -227,7 +236,8 @@ class Hooks:
         """Say which user may do ``action``, or raise Denied.
 
         Actions are "play" and "watch" with a recording, "terminate" with the session of that recording, "list" of
-        sessions and "search" in commands; of more than one session ``filename`` is "".
+        sessions and "search" in commands; of more than one session ``filename`` is "". So it is, too, when a page asks
+        whether it may offer to "terminate" any. A class that overrides this says in ``actions`` which ones it knows.
 
         Here: a link signed with ``[Token] secret`` whose claim ``scope`` has a word for the action; a claim
         ``filename`` limits it to that recording.
@@ -325,13 +335,13 @@ _TEXT_LIMITS = {  # characters
 _SECONDS = ("idle_timeout", "max_duration")
 _LABEL_LIMIT_CHARACTERS = 24
 _COLOURS = {
-    "red": "#c62828",
-    "orange": "#e8710a",
-    "yellow": "#f2c037",
-    "green": "#2e8b57",
-    "blue": "#1f6feb",
-    "purple": "#7b4dbb",
-    "grey": "#6b7280",
+    "red": "#e5484d",
+    "orange": "#e8823a",
+    "yellow": "#e0b341",
+    "green": "#3fa76d",
+    "blue": "#4b8bf0",
+    "purple": "#a06be0",
+    "grey": "#8a91a2",
 }
 LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16

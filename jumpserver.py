@@ -62,7 +62,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, Union
 
@@ -105,6 +105,7 @@ from k8s_exec import (
     KubeconfigError,
     PodExec,
     PodLost,
+    SeveralContainers,
     Shell,
     Target,
     Trust,
@@ -1136,6 +1137,7 @@ FIRST_SIZE_SECONDS = 1.0
 DEFAULT_SIZE = (80, 24)
 COLS_LIMIT, ROWS_LIMIT = 1000, 500  # asciinema-player in Chromium plays it with a colour of its own for each cell
 OPEN_TIMEOUT_SECONDS = 15.0  # a credential plugin included
+CHOICE_SECONDS = 60  # for the user to choose a container
 LEAVE_SECONDS = 1.0  # for a shell to go when it is left
 HANG_UP_TIMEOUT_SECONDS = 5.0
 STOP_SECONDS = 20.0  # for a clean end of the server
@@ -1333,6 +1335,8 @@ class Session:
         self._shell: Shell | None = None
         self._hang_up: HangUp | None = None  # where the pod has a program for it
         self._early: list[bytes | Size] = []  # what came before the pod was open
+        self._choices: tuple[str, ...] = ()  # the containers of which the user is asked to choose one
+        self._chosen = ""
         self._words: collections.deque[str] = collections.deque(maxlen=8)  # for the user, not told yet
         self._announced: dict[str, float] = {}  # who watches, and when (monotonic) that was said last
         # The output thread's, and so without a lock; others only look.
@@ -1434,22 +1438,46 @@ class Session:
         with self._changed:
             if self._end is not None:  # nothing must start in a pod for a browser that has left
                 raise Refused(self._end)
-        auth = self.auth
-        with self._server.metrics.timed("cluster_open_seconds"):
-            shell = open_shell(
-                target,
-                self.id,
-                auth.command,
-                auth.directory,
-                size,
-                timeout=OPEN_TIMEOUT_SECONDS,
-                reports=self._config.Record.commands,
-            )
-        self.auth = dataclasses.replace(auth, container_name=shell.target.container)
+        try:
+            shell = self._open_shell(target, size)
+        except SeveralContainers as exc:
+            shell = self._open_shell(dataclasses.replace(target, container=self._ask_which(exc)), size)
+        self.auth = dataclasses.replace(self.auth, container_name=shell.target.container)
         self._hang_up = HangUp(shell.target, self.id, shell.program) if shell.program else None
         while not self._has_taken_over(shell):
             self._pass_on(shell.pod, self._early.pop(0))
         return shell
+
+    def _open_shell(self, target: Target, size: Size) -> Shell:
+        with self._server.metrics.timed("cluster_open_seconds"):
+            return open_shell(
+                target,
+                self.id,
+                self.auth.command,
+                self.auth.directory,
+                size,
+                timeout=OPEN_TIMEOUT_SECONDS,
+                reports=self._config.Record.commands,
+            )
+
+    def _ask_which(self, several: SeveralContainers) -> str:
+        """Let the user choose one of the pod's containers. Raises ``several`` where nobody does."""
+        browser = self._browser
+        if browser is None or not browser.v1:
+            raise several
+        with self._changed:
+            self._choices = several.names
+        with contextlib.suppress(BrowserGone):  # its thread ends the session
+            browser.send_json(type="choose", containers=several.names, seconds=CHOICE_SECONDS, **self._place())
+        with self._changed:
+            self._changed.wait_for(lambda: self._end is not None or self._chosen, CHOICE_SECONDS)
+            self._choices = ()
+            if self._end is not None:
+                raise Refused(self._end)
+            if not self._chosen:
+                raise several
+        self._note("container", f"container {self._chosen} chosen", container=self._chosen)
+        return self._chosen
 
     def _has_taken_over(self, shell: Shell) -> bool:
         """Whether all that came early is on its way: then the browser's thread passes on by itself what it gets."""
@@ -1530,7 +1558,7 @@ class Session:
         return self._is_held_up
 
     def _greet(self, browser: BrowserSocket, output: Output) -> None:
-        auth, info, grace = self.auth, self._info, self._config.Server.resume_grace
+        grace = self._config.Server.resume_grace
         secret = (
             {"url": f"ssh?resume={self._server.resume_name(self.id)}", "secret": self._new_secret(), "grace": grace}
             if grace
@@ -1539,17 +1567,21 @@ class Session:
         browser.send_json(
             type="session",
             id=self.id,
-            namespace=auth.namespace,
-            pod=auth.pod_name,
-            container=auth.container_name,
-            cluster=info.cluster if info else "",
-            **mark_of(self._config, auth.cluster, auth),
-            user=auth.user,
+            container=self.auth.container_name,
+            **self._place(),
+            user=self.auth.user,
             reusable=self._token_opens_another(),
             position=browser.window.sent,
             resume=secret,
         )
         browser.greeted = True
+
+    def _place(self) -> dict[str, str]:
+        """Where the shell is, or is to be, as a page shows it."""
+        auth, info = self.auth, self._info
+        cluster = info.cluster if info else ""
+        mark = mark_of(self._config, auth.cluster, auth)
+        return {"namespace": auth.namespace, "pod": auth.pod_name, "cluster": cluster, **mark}
 
     def _new_secret(self) -> str:
         """Make a secret with which a page may resume. Only its digest is kept."""
@@ -1756,6 +1788,15 @@ class Session:
                 self._wake()
         elif kind == "resize":
             self._pass_on_or_keep(value)
+        elif kind == "container":
+            self._choose(value)
+
+    def _choose(self, container: str) -> None:
+        with self._changed:
+            if container in self._choices:
+                self._choices, self._chosen = (), container
+                self._typed_at = time.monotonic()
+                self._changed.notify_all()
 
     def _acknowledge(self, browser: BrowserSocket, position: int) -> None:
         browser.window.acknowledge(position)
@@ -1874,9 +1915,9 @@ class Session:
     def stop(self, end: End) -> End:
         """End the session; the first reason wins and is returned. Does not wait.
 
-        Wakes: the output thread in ``pod.read``; who waits for room for input, or for the first size. Not woken, but
-        limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting for
-        the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
+        Wakes: the output thread in ``pod.read``; who waits for room for input, the first size or a choice. Not woken,
+        but limited: opening the pod (15 s), asking why it was lost (5 s), hooks (5 s a call to the platform), waiting
+        for the hang-up (10 s) and sending to the browser (30 s), which both abort() wakes, leaving the shell (1 s).
         """
         with self._changed:
             if self._end is not None:
@@ -2000,7 +2041,7 @@ def terminal_size(cols: int, rows: int) -> Size:
 
 def parse_message(message: str | bytes) -> tuple[str, Any]:
     """A browser's message as its kind and value: "input" and bytes, "resize" and a size, "ack" and a position, "ping",
-    "resume" and (secret, position, size or None); "" for what can be ignored.
+    "container" and its name, "resume" and (secret, position, size or None); "" for what can be ignored.
 
     Raises ValueError for what is not of the form. A size out of range is ignored: the cluster must never see it.
     """
@@ -2014,6 +2055,8 @@ def parse_message(message: str | bytes) -> tuple[str, Any]:
             return (kind, size) if size else ("", None)
         if kind == "ack":
             return kind, _position(values["drawn"])
+        if kind == "container":
+            return kind, _typed(values["name"], str)
         if kind == "resume":
             size = _size(values) if "cols" in values else None
             return kind, (_typed(values["secret"], str), _position(values["drawn"]), size)
@@ -2346,10 +2389,10 @@ ASSETS = {
             "touch.js",
             "words.js",
             "live.js",
-            "mark.js",
             "player.js",
             "chapters.js",
             "link.js",
+            "picture.js",
             "search.js",
             "timeline.js",
             "sessions.js",
@@ -3088,8 +3131,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Who may do this, by the hook, or "" where recordings are public. None: the request is answered with a no."""
         if self.server.config.Record.public and action in _PUBLIC:
             return ""
-        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
-        token = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
+        token = self._token(query)
         if not token:
             what = "recording" if action in _PUBLIC else "page"
             self._answer(401, f"a token is needed: open the {what} from the platform")
@@ -3098,7 +3140,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if len(token) > TOKEN_LIMIT_CHARACTERS:
                 raise Denied(TOKEN_TOO_LONG.reason)
             with self.server.metrics.timed("hook_seconds", "authorize"):
-                return self.server.hooks.authorize(token, action, filename)
+                return self.server.authorize(token, action, filename)
         except Exception as exc:
             end, remote = hook_failure(exc, "authorize", "-", token), self._remote_addr()
             log_event("refusal", action=action, file=filename, remote=remote, reason=end.reason)
@@ -3106,6 +3148,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.notes.refused(remote, action=action, file=filename, user=_user_of(exc), reason=end.reason)
             self._answer(_HTTP_STATUS[end.close_code], end.reason)
             return None
+
+    def _token(self, query: Mapping[str, str]) -> str:
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        return bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
 
     def _enter(self, kind: str, user: str, session_id: str = "", **what: str) -> bool:
         """Write into the chain who does what, and from where. False: that cannot be, and the request is answered so."""
@@ -3126,7 +3172,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # /sessions and /commands
 
     def _sessions(self, query: Mapping[str, str]) -> None:
-        self._search("list", query, _SESSION_FILTERS, self._found_sessions)
+        self._search("list", query, _SESSION_FILTERS, functools.partial(self._found_sessions, query))
 
     def _commands(self, query: Mapping[str, str]) -> None:
         self._search("search", query, _COMMAND_FILTERS, self._found_commands)
@@ -3152,10 +3198,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self._look(action, user, query):
                 self._answer_json(200, **found)
 
-    def _found_sessions(self, wanted: Mapping[str, Any]) -> dict[str, object]:
+    def _found_sessions(self, query: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, object]:
         found = self.server.hooks.ledger.find(SessionQuery(**wanted, limit=_PAGE_SIZE + 1))
         more = cursor(found[_PAGE_SIZE - 1]) if len(found) > _PAGE_SIZE else None
-        return {"sessions": [self._shown(info) for info in found[:_PAGE_SIZE]], "next": more}
+        may = {"may_terminate": self._may_terminate(query)} if wanted.get("state") == "open" else {}
+        return {"sessions": [self._shown(info) for info in found[:_PAGE_SIZE]], "next": more, **may}
+
+    def _may_terminate(self, query: Mapping[str, str]) -> bool:
+        """Whether a page may offer it. That is asked again when it is done, and only then a no is told and kept."""
+        try:
+            self.server.authorize(self._token(query), "terminate", "")
+        except Exception:
+            return False
+        return True
 
     def _found_commands(self, wanted: Mapping[str, Any]) -> dict[str, object]:
         found = self.server.hooks.ledger.commands(CommandQuery(**wanted, limit=_PAGE_SIZE + 1))
@@ -3328,12 +3383,32 @@ def find_route(path: str) -> tuple[str, str]:
     return (f"/sessions/<id>{found[2] or ''}", found[1]) if found else (path, "")
 
 
-def parse_time(text: str) -> float:
-    """Unix seconds: as such, or an ISO 8601 date or time, in UTC where it names no zone. Raises ValueError."""
+def parse_time(text: str, zone: tzinfo | None) -> float:
+    """Unix seconds: as such, an ISO 8601 date or time, or so long ago as an age such as ``7d`` says. Raises ValueError.
+
+    ``zone`` is that of a time which names none: UTC in requests, whose links mean the same everywhere, and None, this
+    host's, in commands, which print such times.
+    """
     if _UNIX_TIME.fullmatch(text):
         return float(text)
+    ago = parse_age(text)
+    if ago is not None:
+        return time.time() - ago
     moment = datetime.fromisoformat(text[:40].replace("Z", "+00:00"))
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+    except (OverflowError, OSError):
+        raise ValueError("beyond all calendars") from None
+
+
+_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
+_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_age(text: str) -> float | None:
+    """A number of minutes, hours, days or weeks, such as ``180d``, in seconds; None for what is none."""
+    match = _AGE.fullmatch(text)
+    return int(match[1]) * _UNIT_SECONDS[match[2]] if match else None
 
 
 def parse_reason(body: bytes) -> str:
@@ -3359,9 +3434,11 @@ def parse_filters(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str,
         raise ValueError("state must be open or ended")
     for name in {"since", "until"}.intersection(found):
         try:
-            found[name] = parse_time(found[name])
-        except (ValueError, OverflowError):
-            sentence = f"{name} must be a date or time such as 2026-01-31 or 2026-01-31T12:00Z, or Unix seconds"
+            found[name] = parse_time(found[name], timezone.utc)
+        except ValueError:
+            sentence = (
+                f"{name} must be a time such as 2026-01-31 or 2026-01-31T12:00Z, Unix seconds, or an age such as 7d"
+            )
             raise ValueError(sentence) from None
     return found
 
@@ -3517,21 +3594,25 @@ class Space:
 
 
 _BEATS_AT_ONCE = 8
+_LATE_SECONDS = 30.0  # a call that takes longer is none of these any more: another may begin
+_BEATS_LIMIT = 64  # with late ones
 
 
 class Heartbeats:
     """Asks the hook ``on_heartbeat`` again and again whether each open session may go on; each at its own moment.
 
     The clock's thread looks who is due. Threads ``heartbeat``, a few at a time, call the hook and end when nobody is:
-    no session waits for a platform that is slow. A call that fails ends nothing; the log says when calls begin to fail
-    and when they no longer do.
+    no session waits for a platform that is slow, and those of others are asked about however many calls hang. A call
+    that fails ends nothing; the log says when calls begin to fail and when they no longer do, and tells of each that
+    is late.
     """
 
     def __init__(self, server: JumpServer) -> None:
         self._server = server
         self._changed = threading.Condition()  # guards all below; no hook under it
         self._due_at: dict[Session, float] = {}  # monotonic
-        self._asked: set[Session] = set()  # of which a call is under way
+        self._asked: dict[Session, float] = {}  # of which a call is under way, since when (monotonic)
+        self._late: set[Session] = set()  # of these, whose call takes long
         self._failing: set[Session] = set()  # of which the last call failed
         self._threads = 0
         self._closed = False
@@ -3546,8 +3627,14 @@ class Heartbeats:
                 session: self._due_at.get(session, now + interval * _phase(session.id)) for session in sessions
             }
             self._failing.intersection_update(sessions)
-            for _ in range(min(len(self._due(now)), _BEATS_AT_ONCE - self._threads)):
+            late = [session for session, since in self._asked.items() if now - since > _LATE_SECONDS]
+            late = [session for session in late if session not in self._late]
+            self._late.update(late)
+            for _ in range(min(len(self._due(now)), self._room())):
                 self._threads += self._start_thread()
+        for session in late:
+            error = f"it has not returned for {_LATE_SECONDS:g} s"
+            log_event("error", session=session.id, hook="on_heartbeat", error=error)
 
     def _is_wanted(self) -> bool:
         hooks = self._server.hooks
@@ -3556,6 +3643,10 @@ class Heartbeats:
     def _due(self, now: float) -> list[Session]:
         """Those to ask now. Needs the lock."""
         return [session for session, at in self._due_at.items() if at <= now and session not in self._asked]
+
+    def _room(self) -> int:
+        """How many more threads there may be. Needs the lock."""
+        return min(_BEATS_AT_ONCE + len(self._late), _BEATS_LIMIT) - self._threads
 
     def _start_thread(self) -> bool:
         try:
@@ -3576,20 +3667,22 @@ class Heartbeats:
         while (session := self._next()) is not None:
             self._ask(session)
             with self._changed:
-                self._asked.discard(session)
+                del self._asked[session]
+                self._late.discard(session)
                 if session in self._due_at:
                     self._due_at[session] = time.monotonic() + self._server.config.Platform.heartbeat_interval
 
     def _next(self) -> Session | None:
         """The one that has waited longest; None ends the thread."""
         with self._changed:
-            due = [] if self._closed else self._due(time.monotonic())
+            now = time.monotonic()
+            due = [] if self._closed or self._room() < 0 else self._due(now)  # one that was late has been replaced
             if not due:
                 self._threads -= 1
                 self._changed.notify_all()
                 return None
             session = min(due, key=self._due_at.__getitem__)
-            self._asked.add(session)
+            self._asked[session] = now
             return session
 
     def _ask(self, session: Session) -> None:
@@ -4007,6 +4100,12 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         for line in what_is_missing(self.config, type(self.hooks), self.assets):
             log_event("warning", reason=line)
 
+    def authorize(self, token: str, action: str, filename: str) -> str:
+        """Ask the hook of that name, if it knows the action. Raises what it raises."""
+        if action not in self.hooks.actions:
+            raise Denied(f"the hooks of this server do not say who may {action}")
+        return self.hooks.authorize(token, action, filename)
+
     def trouble(self) -> str:
         """Why no terminal can be opened now; "" when one can."""
         return SHUTTING_DOWN.reason if self.sessions.closing else self.keeper.trouble
@@ -4193,7 +4292,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add_command(commands, "retire", run_retire, "remove old recordings, and say so in the ledger")
     command.add_argument(
-        "--older-than", metavar="AGE", type=parse_age, required=True, help="of sessions that ended so long ago: 180d"
+        "--older-than", metavar="AGE", type=argument_age, required=True, help="of sessions that ended so long ago: 180d"
     )
 
     summary = "write a configuration, a hooks file, a systemd unit and nginx's part into a folder"
@@ -4232,26 +4331,22 @@ def _add_filters(command: argparse.ArgumentParser) -> None:
 
 def _add_since(command: argparse.ArgumentParser, meaning: str) -> None:
     forms = "such as 2026-11-25, 2026-11-25T10:30, or 7d for a week ago"
-    command.add_argument("--since", metavar="DATE", type=parse_moment, help=f"{meaning}; {forms}")
+    command.add_argument("--since", metavar="DATE", type=argument_time, help=f"{meaning}; {forms}")
 
 
-_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
-_UNIT_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
-
-def parse_age(text: str) -> float:
-    """A duration in seconds, such as ``180d``: of minutes, hours, days or weeks. Raises ArgumentTypeError."""
-    match = _AGE.fullmatch(text)
-    if not match:
+def argument_age(text: str) -> float:
+    """``parse_age`` for an argument. Raises ArgumentTypeError."""
+    seconds = parse_age(text)
+    if seconds is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of m, h, d or w, such as 180d")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+    return seconds
 
 
-def parse_moment(text: str) -> float:
-    """Unix seconds of a date and time in ISO 8601, local where it names no zone, or of so long ago as an age says."""
+def argument_time(text: str) -> float:
+    """``parse_time`` for an argument. Raises ArgumentTypeError."""
     try:
-        return time.time() - parse_age(text) if _AGE.fullmatch(text) else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
+        return parse_time(text, None)
+    except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a date such as 2026-11-25 nor an age such as 7d"
         ) from None

@@ -95,6 +95,14 @@ class ExecRefused(ExecError):
         self.status = status
 
 
+class SeveralContainers(ExecRefused):
+    """The pod has several containers, and nothing says which is meant. ``names`` are those that may be chosen."""
+
+    def __init__(self, refused: ExecRefused, names: tuple[str, ...]) -> None:
+        super().__init__(refused.status, str(refused))
+        self.names = names
+
+
 class PodLost(ExecError):
     """The connection to the pod ended without an exit status. ``str()`` is a sentence for the user."""
 
@@ -1003,6 +1011,8 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_CHARACTERS = 500
 _CHOOSE_ONE_OF = "choose one of: ["
+_SEVERAL = "the pod has several containers, choose one of: "
+_CHOICES_LIMIT = 100
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _EXIT_CODE = re.compile(r"-?[0-9]{1,10}")
 _EXIT_CODES = range(-(1 << 31), 1 << 32)  # Windows has 32 bits, which some read as signed
@@ -1245,7 +1255,7 @@ def explain_refusal(status: int, body: bytes) -> str:
         return gateway
     _, found, names = message.partition(_CHOOSE_ONE_OF)
     if found:
-        return f"the pod has several containers, choose one of: {names.partition(']')[0]}"
+        return _SEVERAL + names.partition("]")[0]
     if status == 401:
         return "the cluster does not accept the credentials of this kubeconfig"
     if status == 403 and message.endswith("forbidden:"):
@@ -2467,9 +2477,9 @@ def open_shell(
     """Open the best shell of the container, or ``command``, in ``directory`` if it is not empty.
 
     The terminal has its ``size`` (columns, rows) before the first prompt. Where several containers could be meant, the
-    pod's annotation chooses, as for kubectl. With ``reports`` a bash tells its command lines and exit codes (OSC 633).
-    Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and 3 s for asking about a pod that is not
-    running. Raises ExecError with a sentence.
+    pod's annotation chooses, as for kubectl; without one SeveralContainers is raised. With ``reports`` a bash tells its
+    command lines and exit codes (OSC 633). Blocks for ``timeout`` seconds at most, 2 s more for a silent program, and
+    3 s for asking about a pod that is not running. Raises ExecError with a sentence.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -2478,9 +2488,13 @@ def open_shell(
         if exc.status == 500 and "is not running" in str(exc):
             why = explain_not_running(_ask_pod(target)[1], target.container)
             raise ExecRefused(500, f"the container is not running: {why}") if why else exc from None
-        container = default_container(_ask_pod(target)[1]) if exc.status == 400 and not target.container else ""
-        if not container:
+        if exc.status != 400 or target.container:
             raise
+        body = _ask_pod(target)[1]
+        container = default_container(body)
+        if not container:
+            names = running_containers(body) or _listed_containers(str(exc))
+            raise SeveralContainers(exc, names) if names else exc from None
     target = replace(target, container=container)
     return _open_best(target, session_id, command, directory, size, deadline, reports)
 
@@ -2678,10 +2692,31 @@ def default_container(body: bytes) -> str:
         return ""
 
 
+def running_containers(body: bytes) -> tuple[str, ...]:
+    """The containers of a pod's object in which a program can be started now, 100 at most.
+
+    Init containers that go on running (sidecars) and ephemeral ones come last.
+    """
+    try:
+        state = json.loads(body)["status"]
+        found = [item["name"] for kind in _STATUSES for item in state.get(kind) or () if "running" in item["state"]]
+        return tuple(filter(_NAME.fullmatch, found))[:_CHOICES_LIMIT]
+    except _ODD_OBJECT:
+        return ()
+
+
+def _listed_containers(sentence: str) -> tuple[str, ...]:
+    """Those that the cluster's refusal names, where the pod itself may not be looked at."""
+    names = sentence.partition(_SEVERAL)[2].split()
+    return tuple(filter(_NAME.fullmatch, names))[:_CHOICES_LIMIT]
+
+
+_STATUSES = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
+
+
 def _statuses(state: dict[str, Any], container: str) -> list[dict[str, Any]]:
     """Of the named container, which may be an init container that goes on running, or an ephemeral one."""
-    kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
-    found = [item for kind in kinds[: 3 if container else 1] for item in state.get(kind) or ()]
+    found = [item for kind in _STATUSES[: 3 if container else 1] for item in state.get(kind) or ()]
     return [item for item in found if container in ("", item["name"])]
 
 

@@ -217,6 +217,8 @@ def test_a_client_of_v1_is_told_of_session_and_end(server: RunningServer) -> Non
             "type": "session",
             "id": newest(server).stem,
             **where,
+            "label": "",
+            "colour": "",
             "reusable": True,
             "position": 0,
             "resume": None,

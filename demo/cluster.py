@@ -283,7 +283,9 @@ def _pod_object(pod: Pod) -> dict[str, Any]:
     spec: dict[str, Any] = {}
     status: dict[str, Any] = {"phase": _phase(pod)}
     shown: dict[str, Any] = {"ready": pod.state == "running", "restartCount": 0}
-    if "state" in NOT_RUNNING.get(pod.state, {}):
+    if pod.state == "running":
+        shown["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    elif "state" in NOT_RUNNING.get(pod.state, {}):
         shown["state"] = NOT_RUNNING[pod.state]["state"]
     kinds = {"container": pod.containers, "initContainer": pod.sidecars, "ephemeralContainer": pod.debuggers}
     for kind, names in kinds.items():

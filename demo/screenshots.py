@@ -85,6 +85,7 @@ def take_all(browser: Browser, platform: Platform) -> None:
     page.keyboard.type("exit 0\n")
     expect(page.locator("body")).to_have_attribute("data-phase", "ended")
     session = next(s for s in platform.sessions(PEOPLE["carol"]) if s["pod_name"] == CART.pod)
+    auditor.set_viewport_size({"width": 1400, "height": 640})  # so that it is readable without a scroll bar
     auditor.goto(platform.replay_link("carol", session["session_id"]))
     auditor.wait_for_function("() => document.querySelector('#player').player?.getDuration() > 0")
     auditor.evaluate("() => document.querySelector('#player').player.seek('95%')")

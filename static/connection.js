@@ -18,7 +18,7 @@ const ACK_MS = 500;
 const REPLAY_BYTES = 256 * 1024; // of what was drawn before a reload
 const KEY = "jumpserver.resume"; // in sessionStorage: of this tab
 
-// `page` is told: session(message), output(bytes, drawn), skipped(bytes, drawn), notice(text), replayed(), silent(is),
+// `page` is told: session(message), choose(message), output(bytes, drawn), skipped(bytes, drawn), notice(text), replayed(), silent(is),
 // lost(seconds left), over({event, end, upgraded, opened, taken}). `drawn` is to be called once that is on the screen. page.size()
 // gives {cols, rows}.
 export class Connection {
@@ -134,6 +134,7 @@ export class Connection {
     }
     if (message?.type === "session") this.begin(message);
     else if (message?.type === "end") this.last = message;
+    else if (message?.type === "choose") this.page.choose(message);
     else if (message?.type === "ack") this.ackEvery = message.every;
     else if (message?.type === "notice") this.page.notice(message.text);
     else if (message?.type === "taken") this.lose(message.secret);

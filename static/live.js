@@ -4,9 +4,10 @@
 
 /* global AsciinemaPlayer */
 
+import { Picture, TEXT_SIZE } from "./picture.js";
+
 const TICK_MS = 1000;
 const ASK_AGAIN_MS = 4000; // while the connection is lost: whether it can come back
-const READABLE_PX = 6; // the narrowest that a character may be fitted to
 const SILENT_SECONDS = 5; // after which it is said how long nothing was printed
 const BADGES = { connecting: "Connecting", live: "Live", lost: "Reconnecting", ended: "Ended", refused: "Not live" };
 
@@ -24,7 +25,7 @@ class Refusal extends Error {
   }
 }
 
-// `link`: {filename, token}. `page`: showWords(title, text), sentence(text), and font, the terminal's.
+// `link`: {filename, token}. `page`: showWords(title, text), sentence(text), isLight(), and font, the terminal's.
 export class LiveView {
   onchapter = () => {}; // called with {seconds, label}: a command began, or the server says something
   ondone = () => {}; // called with the exit code of the last command
@@ -35,6 +36,7 @@ export class LiveView {
   #state = "connecting";
   #answer = null; // what the server said of the session: {running, title, idle, cols}
   #player = null;
+  #picture = new Picture();
   #size = "";
   #command = "";
   #printedAt = 0; // when the session printed last, by performance.now()
@@ -49,7 +51,7 @@ export class LiveView {
 
   async start() {
     el("live").hidden = false;
-    el("player").classList.add("watching");
+    document.body.classList.add("watching");
     this.#enter("connecting");
     this.#showTitle("");
     try {
@@ -66,7 +68,9 @@ export class LiveView {
       this.#page.showWords("This session has ended", "There is nothing to watch any more, but its recording can be played.");
       return;
     }
+    el("transport").hidden = false;
     this.#play();
+    window.addEventListener("themechange", () => this.#state !== "refused" && this.#state !== "ended" && this.#play());
     this.#askAt = performance.now() + ASK_AGAIN_MS;
     this.#ticking = setInterval(() => this.#tick(), TICK_MS);
   }
@@ -106,17 +110,17 @@ export class LiveView {
   // ---- The player ----
 
   #play() {
-    const { cols } = this.#answer;
-    const fit = el("player").clientWidth / cols < READABLE_PX ? "none" : "both";
-    el("player").classList.toggle("full", fit === "none");
+    this.#player?.dispose();
     // Browsers let no page send headers with a WebSocket: the token has to stand in the query.
     const source = { driver: "websocket", url: this.#url("ws", { filename: this.#filename, token: this.#token }).href };
     const player = AsciinemaPlayer.create(source, el("player"), {
       autoPlay: true,
-      controls: true,
+      controls: false,
+      adaptivePalette: this.#page.isLight(),
       cursorMode: matchMedia("(prefers-reduced-motion: reduce)").matches ? "steady" : "blinking",
-      fit,
+      fit: "none",
       terminalFontFamily: this.#page.font,
+      terminalFontSize: TEXT_SIZE,
       theme: "jumpserver",
     });
     player.addEventListener("playing", () => this.#begin());
@@ -127,6 +131,11 @@ export class LiveView {
     player.addEventListener("resize", (size) => this.#resized(size));
     player.addEventListener("marker", (label) => this.#mark(label, player.getCurrentTime()));
     this.#player = el("player").player = player;
+    this.#picture.watch();
+  }
+
+  toggleFullscreen() {
+    this.#picture.toggleFullscreen();
   }
 
   #begin() {
@@ -204,8 +213,9 @@ export class LiveView {
   #refuse(error) {
     clearInterval(this.#ticking);
     this.#player?.dispose();
-    el("player").hidden = true;
+    for (const id of ["player", "transport", "list", "chapters"]) el(id).hidden = true;
     this.#enter("refused");
+    el("words").classList.add("failed");
     this.#page.showWords(error.title, error.text);
   }
 

@@ -5,6 +5,7 @@
 
 import { Chapters } from "./chapters.js";
 import { enteredToken, linkTo, takeLink } from "./link.js";
+import { Picture, TEXT_SIZE } from "./picture.js";
 import { TextSearch } from "./search.js";
 import { Timeline, clockText, countUpTo, momentText, parseMoment } from "./timeline.js";
 import { LiveView, isLive } from "./live.js";
@@ -12,15 +13,10 @@ import { LiveView, isLive } from "./live.js";
 const PROGRESS_DELAY_MS = 400; // a short download shows no progress
 const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
 const USUAL = { cols: 80, rows: 24 };
-const CODES = "oirm"; // output, input, resize, marker; other events are not for the eye
+const CODES = "oir"; // output, input, resize; other events are not for the player
 const MARK_CODES = "md"; // marker, exit code of a command: what chapters are made of
-const BAR_MARKS = 500; // the player's bar has an element for each; of more, every second, third or so is shown there
-const BAR_LABEL = 80; // characters
+const TICKS = 500; // at most, over the slider; of more chapters every second, third or so has one
 const EXIT_CODE = /^-?\d{1,10}$/;
-const READABLE_PX = 5.5; // the narrowest that a character may be fitted to
-const CHARACTER_SHAPE = 0.45; // its width by its height
-const BAR_PX = 32; // the height of the player's bar
-const TEXT_PX = { small: 11.25, none: 15, large: 22.5 }; // where the text is not fitted
 const CLOCK_MS = 200; // between two looks at the player's clock
 const LATE_SECONDS = 0.0005; // a jump ends so long after the moment, so that no rounding leaves out what was printed then
 const STEP_CHARACTERS = 1 << 20; // of output, that a jump draws at one go
@@ -44,6 +40,8 @@ const state = {
   target: 0, // seconds in the recording, that the last jump went to
   moving: null, // where a new player goes on: {at, playing}; null once it does
   second: -1, // of the recording, that the clock shows
+  picture: null, // its size
+  seeking: false, // whether the slider is held
   chapters: null,
   search: null, // a TextSearch
   searched: "", // what it looked for last
@@ -147,7 +145,7 @@ function parseRecording(text) {
     throw new Unplayable("Nothing was printed", "The session was recorded, but it ended before anything appeared in its terminal.");
   }
   const size = playableSize(header.width ?? header.term?.cols, header.height ?? header.term?.rows);
-  return { header, ...size, events: barMarks(events.map(playableEvent)), marks, rests: restTimes(events), seconds: events[events.length - 1][0] / 1000 };
+  return { header, ...size, events: events.map(playableEvent), marks, rests: restTimes(events), seconds: events[events.length - 1][0] / 1000 };
 }
 
 // The times, in seconds, at which a long way through the recording is interrupted.
@@ -160,14 +158,6 @@ function restTimes(events) {
     return true;
   };
   return events.filter(isRest).map(([time]) => time / 1000);
-}
-
-// The events with no more markers than the player's bar has room for.
-function barMarks(events) {
-  const every = Math.ceil(events.filter((event) => event[1] === "m").length / BAR_MARKS);
-  let count = 0;
-  const isShown = ([, code]) => code !== "m" || count++ % every === 0;
-  return events.filter(isShown).map(([time, code, data]) => [time, code, code === "m" ? data.slice(0, BAR_LABEL) : data]);
 }
 
 function playableEvent([milliseconds, code, data]) {
@@ -217,19 +207,18 @@ function createPlayer(autoPlay) {
   state.playing = autoPlay;
   const limit = idleLimit();
   state.timeline = new Timeline(eventTimes(events), limit);
-  const fit = el("fit").value;
-  el("player").classList.toggle("full", fit in TEXT_PX);
   const source = { data: "", parser: () => ({ cols, rows, events }) };
   const player = AsciinemaPlayer.create(source, el("player"), {
     autoPlay,
-    controls: true,
+    controls: false,
+    adaptivePalette: isLight(), // else the 240 colours beside the 16 are those for a dark ground
     cursorMode: calm() ? "steady" : "blinking",
-    fit: fit in TEXT_PX ? "none" : fit,
+    fit: "none",
     idleTimeLimit: limit,
     preload: true,
     speed: Number(el("speed").value),
     terminalFontFamily: TERMINAL_FONT,
-    terminalFontSize: `${TEXT_PX[fit] ?? TEXT_PX.none}px`,
+    terminalFontSize: TEXT_SIZE,
     theme: "jumpserver",
   });
   player.addEventListener("metadata", ({ duration }) => showMeta(duration));
@@ -237,11 +226,17 @@ function createPlayer(autoPlay) {
   for (const name of ["pause", "ended"]) player.addEventListener(name, () => onPlaying(false));
   player.addEventListener("error", () => fail(new Error("the player gave up")));
   state.player = el("player").player = player;
+  state.picture.watch();
+  showTicks();
 }
 
 function onPlaying(playing) {
   state.playing = playing;
   el("player").classList.add("started"); // from here on, a new player shows no large button over the picture
+  const [word, icon] = playing ? ["Pause", "pause"] : ["Play", "play"];
+  el("play").ariaLabel = word;
+  el("play").title = `${word} (Space)`;
+  el("play").querySelector("use").setAttribute("href", `icons.svg#${icon}`);
 }
 
 // The player takes its options at the start only: a new one goes on where the old one stood.
@@ -291,12 +286,8 @@ function calm() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
 
-// Text that would be small on a small screen is shown at its full size and scrolls instead.
-function chooseFit() {
-  const { clientWidth, clientHeight } = el("player");
-  const { cols, rows } = state.recording;
-  const fitted = Math.min(clientWidth / cols, ((clientHeight - BAR_PX) * CHARACTER_SHAPE) / rows);
-  if (fitted < READABLE_PX) el("fit").value = "none";
+function isLight() {
+  return document.documentElement.dataset.theme === "light";
 }
 
 function idleLimit() {
@@ -324,9 +315,10 @@ function showWords(title, text) {
 function fail(error) {
   if (state.failed) return; // what comes after the first failure is its consequence
   state.failed = true;
+  el("words").classList.add("failed");
   state.player?.dispose();
   state.search?.stop();
-  for (const id of ["player", "controls", "search", "moment", "chapters"]) el(id).hidden = true;
+  for (const id of ["player", "find", "list", "help", "search", "transport", "chapters"]) el(id).hidden = true;
   if (error instanceof Unplayable) {
     showWords(error.title, error.text);
     el("token-form").hidden = !error.asks;
@@ -411,6 +403,7 @@ function showNow() {
   const seconds = recordedNow();
   state.chapters.light(seconds);
   markFound();
+  showPlace(seconds);
   if (Math.floor(seconds) === state.second) return;
   state.second = Math.floor(seconds);
   const date = dateAt(seconds);
@@ -419,6 +412,49 @@ function showNow() {
   el("clock").dateTime = date?.toISOString() ?? "";
   el("clock").title = date ? `${date.toISOString().slice(0, 19).replace("T", " ")} UTC` : "";
   el("elapsed").textContent = `${clockText(seconds)} of ${clockText(state.recording.seconds)}`;
+  el("seek").setAttribute("aria-valuetext", el("elapsed").textContent);
+}
+
+// The slider has the player's clock, on which a pause that is cut takes no room.
+function showPlace(seconds) {
+  if (state.seeking) return;
+  const { timeline, recording } = state;
+  el("seek").max = timeline.shown(recording.seconds);
+  el("seek").value = timeline.shown(seconds);
+  showFilled();
+}
+
+function showFilled() {
+  const { max, value } = el("seek");
+  el("seek").style.setProperty("--done", max > 0 ? value / max : 0);
+}
+
+function showTicks() {
+  const { marks, seconds } = state.recording;
+  const whole = state.timeline.shown(seconds);
+  const chapters = marks.filter(([, code]) => code === "m");
+  const every = Math.ceil(chapters.length / TICKS);
+  const ticks = chapters.filter((_, index) => index % every === 0).map(([time]) => {
+    const tick = document.createElement("i");
+    tick.style.left = `${(100 * state.timeline.shown(time)) / (whole || 1)}%`;
+    return tick;
+  });
+  el("ticks").replaceChildren(...ticks);
+}
+
+function onSeeking() {
+  state.seeking = true;
+  showFilled();
+}
+
+function onSought() {
+  state.seeking = false;
+  jump(state.timeline.recorded(Number(el("seek").value)));
+}
+
+function togglePlay() {
+  if (state.playing) state.player.pause();
+  else state.player.play();
 }
 
 async function copyLink() {
@@ -460,13 +496,21 @@ function listChapters() {
     jump(seconds);
     if (isNarrow()) openChapters(false);
   };
-  el("list").hidden = !state.chapters.size;
+  for (const id of ["list", "previous", "next"]) el(id).hidden = !state.chapters.size;
   openChapters(state.chapters.size > 0 && !isNarrow());
 }
 
 function openChapters(open) {
   el("chapters").hidden = !open;
   el("list").setAttribute("aria-expanded", open);
+}
+
+// As a sheet over the picture the list has a button of its own, and all that is beside it closes it, too.
+function onSheetClick(event) {
+  const isBeside = event.target === el("chapters") && isNarrow() && event.clientY < el("chapters").getBoundingClientRect().top;
+  if (!isBeside && !event.target.closest("#chapters-close")) return;
+  openChapters(false);
+  el("list").focus();
 }
 
 // While it plays, going back from the first moments of a chapter means the one before it.
@@ -575,6 +619,7 @@ function onSearchKey(event) {
 const KEYS = {
   "/": openSearch,
   "?": () => el("keys").showModal(),
+  f: () => state.picture.toggleFullscreen(),
   "[": () => stepChapter(-1),
   "]": () => stepChapter(1),
   Escape: () => (el("search").hidden ? isNarrow() && openChapters(false) : closeSearch()),
@@ -584,23 +629,23 @@ const KEYS = {
 function onKey(event) {
   if (state.failed || el("keys").open || event.altKey) return;
   const { key, target } = event;
-  const isTyping = target.closest?.("input, select, textarea");
+  const isTyping = target.closest?.("input:not([type=range]), select, textarea");
   if (event.ctrlKey || event.metaKey) {
     if (key.toLowerCase() !== "f" || event.shiftKey || target === el("search-text")) return; // again: the browser's own
     openSearch();
   } else if (!isTyping && key in KEYS) {
     KEYS[key]();
-  } else if (target !== document.body || picture().dispatchEvent(new KeyboardEvent(event.type, event))) {
+  } else if (!isForPicture(event) || picture().dispatchEvent(new KeyboardEvent(event.type, event))) {
     return;
   }
   event.preventDefault();
   event.stopPropagation();
 }
 
-function onPlayerClick(event) {
-  if (!event.target.closest(".ap-kbd-button")) return;
-  event.stopPropagation(); // its list lacks ours
-  el("keys").showModal();
+// Keys of the player that nothing else takes: where nothing has the focus, or a button or the slider below the picture.
+function isForPicture({ key, target }) {
+  if (target === document.body) return true;
+  return Boolean(target.closest?.("#transport button, #seek")) && !(target.tagName === "BUTTON" && [" ", "Enter"].includes(key));
 }
 
 function picture() {
@@ -621,10 +666,9 @@ async function start() {
   state.recording = parseRecording(await blob.text());
   state.search = new TextSearch(state.recording.events);
   el("words").hidden = true;
-  el("controls").hidden = false;
-  el("moment").hidden = false;
+  for (const id of ["find", "help", "transport"]) el(id).hidden = false;
+  state.picture = new Picture();
   listChapters();
-  chooseFit();
   const moment = parseMoment(state.t);
   createPlayer(!calm() && !state.t);
   if (!Number.isNaN(moment)) jump(moment);
@@ -636,11 +680,17 @@ async function start() {
 }
 
 function listen() {
-  for (const id of ["speed", "idle", "fit"]) el(id).addEventListener("change", onControls);
+  for (const id of ["speed", "idle"]) el(id).addEventListener("change", onControls);
+  window.addEventListener("themechange", onControls);
+  el("seek").addEventListener("input", onSeeking);
+  el("seek").addEventListener("change", onSought);
   const clicks = {
     find: () => (el("search").hidden ? openSearch() : closeSearch()),
     list: () => openChapters(el("chapters").hidden),
     help: KEYS["?"],
+    play: togglePlay,
+    previous: KEYS["["],
+    next: KEYS["]"],
     "copy-link": copyLink,
     "search-next": () => stepHit(1),
     "search-previous": () => stepHit(-1),
@@ -649,28 +699,40 @@ function listen() {
   for (const [id, action] of Object.entries(clicks)) el(id).addEventListener("click", action);
   el("search-text").addEventListener("input", onTyping);
   el("search-text").addEventListener("keydown", onSearchKey);
-  el("player").addEventListener("click", onPlayerClick, true);
   window.addEventListener("keydown", onKey, true);
   setInterval(showNow, CLOCK_MS);
 }
 
+// What runs now has chapters, too; there is no way back to them until it has ended.
+async function watch() {
+  const chapters = new Chapters(el("chapters"));
+  const live = new LiveView(takeLink(), { showWords, sentence, isLight, font: TERMINAL_FONT });
+  live.onchapter = (chapter) => {
+    chapters.add(chapter);
+    chapters.light(chapter.seconds);
+    if (!el("list").hidden) return;
+    el("list").hidden = false;
+    openChapters(!isNarrow());
+  };
+  live.ondone = (exitCode) => chapters.done(exitCode);
+  el("list").addEventListener("click", () => openChapters(el("chapters").hidden));
+  window.addEventListener("keydown", (event) => onWatchKey(event, live), true);
+  return live.start();
+}
+
+function onWatchKey(event, live) {
+  const keys = { f: () => live.toggleFullscreen(), Escape: () => isNarrow() && openChapters(false) };
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest?.("input") || !(event.key in keys)) return;
+  keys[event.key]();
+  event.preventDefault();
+  event.stopPropagation();
+}
+
 el("stuck").remove();
 el("token-form").addEventListener("submit", enterToken);
+el("chapters").addEventListener("click", onSheetClick);
 window.addEventListener("hashchange", onLink);
 // What breaks inside the player comes out here: its WebAssembly dies in timers and event handlers.
 window.addEventListener("error", (event) => event.error && fail(event.error));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
-// What runs now has chapters, too; there is no way back to them until it has ended.
-async function watch() {
-  const chapters = new Chapters(el("chapters"));
-  const live = new LiveView(takeLink(), { showWords, sentence, font: TERMINAL_FONT });
-  live.onchapter = (chapter) => {
-    chapters.add(chapter);
-    chapters.light(chapter.seconds);
-    el("chapters").hidden = isNarrow();
-  };
-  live.ondone = (exitCode) => chapters.done(exitCode);
-  return live.start();
-}
-
 (isLive() ? watch() : start()).catch(fail);

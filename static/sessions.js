@@ -25,6 +25,7 @@ const state = {
   typing: null, // of the next search
   ending: new Map(), // ids of the sessions that were asked to end, and what the server said
   chosen: null, // the session that the dialog is about
+  mayEnd: false, // whether the token may end sessions, as the server says
 };
 
 class Failure extends Error {
@@ -96,6 +97,7 @@ class List {
       if (error.name === "AbortError") throw error;
       throw new Failure("The server could not answer", "What came is not from a jumpserver; a proxy may stand before it.", true);
     });
+    if ("may_terminate" in answer) state.mayEnd = answer.may_terminate;
     return { items: this.of(answer), next: answer.next };
   }
 
@@ -183,7 +185,7 @@ function fillOpen(row, item) {
   row.dataset.state = ending ? "ending" : item.detached ? "detached" : "open";
   act(row, "Watch", playerLink(item, { live: 1 }));
   const end = row.querySelector(".end");
-  end.hidden = Boolean(ending);
+  end.hidden = Boolean(ending) || !state.mayEnd;
   end.onclick = () => askForReason(item);
 }
 

@@ -10,7 +10,6 @@ import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-w
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
-import { showMark } from "./mark.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 import { own, said, say } from "./words.js";
 
@@ -45,7 +44,7 @@ const state = {
   offeredToken: "", // of a link that was opened here while a shell runs
   reusable: true, // whether the token opens another terminal, as far as is known
   decoder: null, // of the output: a character may be split between messages
-  phase: "idle", // idle, connecting, connected, reconnecting, ended, refused, lost, taken
+  phase: "idle", // idle, connecting, choosing, connected, reconnecting, ended, refused, lost, taken
   user: "",
   partial: false, // what comes next may begin in the middle of a line
   sentSize: "",
@@ -75,6 +74,7 @@ const search = new SearchAddon();
 const connection = new Connection({
   size: () => ({ cols: term.cols, rows: term.rows }),
   session: onSession,
+  choose: onChoose,
   output: onOutput,
   skipped: onSkipped,
   replayed: onReplayed,
@@ -107,15 +107,48 @@ function connectedAs() {
   return state.user ? say("connectedAs", { user: state.user }) : say("connected");
 }
 
-function onSession(session) {
+function showPlace(session) {
   const target = [session.pod, session.container].filter(Boolean).join(" / ");
   el("target").textContent = el("target").title = target || say("terminal");
   el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
   el("cluster").textContent = session.cluster ? say("cluster", { name: session.cluster }) : "";
-  showMark(el("mark"), session.label || (session.colour && session.cluster), session.colour);
-  document.querySelector(".bar").style.setProperty("--mark", session.colour || null);
+  const word = session.label || (session.colour && session.cluster);
+  Object.assign(el("mark"), { textContent: word, hidden: !word });
+  document.body.style.setProperty("--mark", session.colour || null);
   el("place").hidden = !session.namespace && !session.cluster;
   document.title = say("titleOfPod", { pod: session.pod || say("pod") });
+}
+
+// The pod has several containers, and nothing else says which is meant.
+function onChoose({ containers, seconds, ...place }) {
+  showPlace(place);
+  el("container-text").textContent = say("chooseText", { pod: place.pod, seconds });
+  el("containers").replaceChildren(...containers.map(containerButton));
+  setPhase("choosing", say("chooseContainer"));
+  el("containers").firstChild.focus();
+}
+
+function containerButton(name) {
+  const button = document.createElement("button");
+  button.textContent = name;
+  button.addEventListener("click", () => {
+    connection.send({ type: "container", name });
+    setPhase("connecting", say("connecting"));
+    term.focus();
+  });
+  return button;
+}
+
+function onContainerKey(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const buttons = [...el("containers").children];
+  buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
+}
+
+function onSession(session) {
+  showPlace(session);
   document.body.classList.remove("fresh"); // there is output to look back at from now on
   state.reusable = session.reusable === true;
   state.user = session.user;
@@ -208,6 +241,7 @@ function setPhase(phase, words, silent = false) {
   document.body.dataset.phase = silent ? "silent" : phase;
   el("status").textContent = words;
   el("token-form").hidden = phase !== "idle";
+  el("container-card").hidden = phase !== "choosing";
   el("notice").hidden = !["ended", "refused", "lost", "taken"].includes(phase);
   term.options.disableStdin = phase !== "connected";
   term.options.cursorBlink = phase === "connected";
@@ -539,6 +573,7 @@ function listen() {
     if (key in ARROWS) repeatWhileHeld(button, () => pressKey(key));
     else if (key) button.addEventListener("click", () => pressKey(key));
   }
+  el("containers").addEventListener("keydown", onContainerKey);
   el("search-text").addEventListener("input", findNewest);
   el("search-text").addEventListener("keydown", onSearchKey);
   el("terminal").addEventListener("paste", onPasteEvent, { capture: true });

@@ -3,8 +3,7 @@
 
 (() => {
   const KEY = "jumpserver.theme";
-  const WORDS = { system: "Colours: as the system has them", light: "Colours: light", dark: "Colours: dark" };
-  const CHOICES = Object.keys(WORDS);
+  const CHOICES = ["system", "light", "dark"];
   const root = document.documentElement;
   const systemIsLight = matchMedia("(prefers-color-scheme: light)");
   let choice = stored();
@@ -30,14 +29,17 @@
   function show() {
     const before = root.dataset.theme;
     root.dataset.theme = choice === "system" ? (systemIsLight.matches ? "light" : "dark") : choice;
-    for (const button of document.querySelectorAll("button.theme")) label(button);
     if (before !== root.dataset.theme) window.dispatchEvent(new Event("themechange"));
   }
 
-  function label(button) {
-    button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
-    button.title = WORDS[choice];
-    button.setAttribute("aria-label", WORDS[choice]);
+  // The words come later than the colours: a script that is no module cannot wait for them.
+  async function label() {
+    const { say } = await import("./words.js");
+    const words = { system: say("themeSystem"), light: say("themeLight"), dark: say("themeDark") }[choice];
+    for (const button of document.querySelectorAll("button.theme")) {
+      button.querySelector("use").setAttribute("href", `icons.svg#theme-${choice}`);
+      button.title = button.ariaLabel = words;
+    }
   }
 
   function onClick(event) {
@@ -45,6 +47,7 @@
     choice = CHOICES[(CHOICES.indexOf(choice) + 1) % CHOICES.length];
     store();
     show();
+    label();
   }
 
   // Chosen in another tab.
@@ -52,11 +55,12 @@
     if (event.key !== KEY) return;
     choice = stored();
     show();
+    label();
   }
 
   show();
   systemIsLight.addEventListener("change", show);
   window.addEventListener("storage", onStorage);
   document.addEventListener("click", onClick);
-  document.addEventListener("DOMContentLoaded", show);
+  document.addEventListener("DOMContentLoaded", label);
 })();

@@ -17,6 +17,9 @@ export const WORDS = {
   newerMatch: { en: "Newer match", zh: "较新的匹配" },
   closeSearch: { en: "Close the search bar", zh: "关闭搜索栏" },
   backToPlatform: { en: "Back to the platform", zh: "返回平台" },
+  themeSystem: { en: "Colours: as the system has them", zh: "配色：跟随系统" },
+  themeLight: { en: "Colours: light", zh: "配色：浅色" },
+  themeDark: { en: "Colours: dark", zh: "配色：深色" },
   offline: { en: "This device is offline.", zh: "本设备没有网络连接。" },
 
   // ---- The terminal: bar and tools ----
@@ -85,6 +88,11 @@ export const WORDS = {
   skipped: { en: " {size} not shown here; the recording has them ", zh: " 此处未显示 {size}，录像中有完整内容 " },
 
   // ---- The terminal: forms and toasts ----
+  chooseContainer: { en: "Choose a container", zh: "选择容器" },
+  chooseText: {
+    en: "The pod {pod} has several. You have {seconds} seconds to choose.",
+    zh: "Pod {pod} 有多个容器。请在 {seconds} 秒内选择。",
+  },
   openTitle: { en: "Open a terminal", zh: "打开终端" },
   openText: {
     en: "Terminals are opened from your platform. If it gave you a token instead of a link, enter it here.",

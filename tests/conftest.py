@@ -26,8 +26,9 @@ CHROMIUM_ARGS = [
 WAIT_MS = 20_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    """One for all tests of a worker; each has a context of its own, and with it cookies and storage."""
     program = os.environ.get("CHROMIUM") or need_program("chromium")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGS)

@@ -152,21 +152,28 @@ def status_body(message: str, reason: str, code: int) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(
-    cluster: Cluster | str, command: Sequence[str] = ("sh",), pod: str = "demo", container: str = ""
-) -> Iterator[PodExec]:
-    """A program in a pod. It is aborted after a while, so that no test waits for ever."""
-    if isinstance(cluster, str):
-        cluster = load_kubeconfig(cluster, trust=LOOPBACK)
-    running = PodExec.open(Target(cluster, cluster.namespace, pod, container), command, timeout=WAIT_SECONDS)
-    guard = threading.Timer(WAIT_SECONDS * 2, running.abort)
+def closing(pod: PodExec) -> Iterator[PodExec]:
+    """It is closed at the end, and aborted after a while, so that no test waits for ever."""
+    guard = threading.Timer(WAIT_SECONDS * 2, pod.abort)
     guard.start()
     try:
-        yield running
+        yield pod
     finally:
         guard.cancel()
         guard.join()
-        running.close()
+        pod.close()
+
+
+@contextlib.contextmanager
+def opened(
+    cluster: Cluster | str, command: Sequence[str] = ("sh",), pod: str = "demo", container: str = ""
+) -> Iterator[PodExec]:
+    """A program in a pod."""
+    if isinstance(cluster, str):
+        cluster = load_kubeconfig(cluster, trust=LOOPBACK)
+    target = Target(cluster, cluster.namespace, pod, container)
+    with closing(PodExec.open(target, command, timeout=WAIT_SECONDS)) as running:
+        yield running
 
 
 def read_until(pod: PodExec, text: bytes) -> bytes:

@@ -7,6 +7,7 @@ out. A text of two words or more is taken for a sentence, or for a part of one; 
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import re
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ LEFT_OUT = {
     "fills a … in another": {
         *("platform_url in [Server]", "… in [Platform]", "… in […]", "… minutes", "… seconds", "the ledger"),
         *("cluster …", "… of session …", "the recording of session …, …,", "'key: value'", "a value", "no user"),
-        *("program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
+        *("… in [Clusters]", "program by that name", "program …", "the kubeconfig", "…, env", "…, exec", "… faults"),
     },
     "goes before another": {"jumpserver: …", "jumpserver: …: …", "jumpserver: …: warning: …", "line …, column …: …"},
     "the cluster's words": {"container not found", "is not valid for pod", "choose one of: [", "is not running"},
@@ -64,6 +65,7 @@ def of_module(name: str) -> set[str]:
     return texts_of_module(name) - set().union(*LEFT_OUT.values())
 
 
+@functools.cache
 def texts_of_module(name: str) -> set[str]:
     """The same, with those in LEFT_OUT."""
     tree = ast.parse((ROOT / name).read_text("utf-8"))
@@ -101,6 +103,7 @@ def _is_left_out(node: ast.AST) -> bool:
     return any(ast.unparse(target) in _NAMES for target in targets)
 
 
+@functools.cache
 def of_pages() -> set[str]:
     """The sentences of the pages: texts of three words or more that end with a full stop."""
     found: list[str] = []

@@ -70,6 +70,15 @@ def b64(text: str | bytes) -> str:
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
+def programs(cluster: StandIn, pod: str = "demo") -> list[str]:
+    """The names of what runs in the pod."""
+    names = []
+    for pid in cluster.processes("default", pod):
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return sorted(names)
+
+
 def kubeconfig(cluster: StandIn | None, user: dict[str, Any] | None = None, /, **place: Any) -> str:
     """A kubeconfig in JSON for that user, by default the first one's token; ``place`` changes its cluster."""
     server: dict[str, Any] = {"server": "https://k8s.example"}

@@ -17,9 +17,9 @@ from tests.test_pages import open_terminal, phase, run, wait_for_text
 from tests.test_player_page import PLAYER_SCRIPT, cast, play, player_text
 
 AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
-DESKTOP = {"viewport": {"width": 1440, "height": 900}}
-TABLET = {"viewport": {"width": 768, "height": 1024}, "has_touch": True}
-PHONE = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1440, "height": 900}}
+TABLET: dict[str, Any] = {"viewport": {"width": 768, "height": 1024}, "has_touch": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
 SCREENS: dict[str, dict[str, Any]] = {"desktop": DESKTOP, "tablet": TABLET, "phone": PHONE}
 
 

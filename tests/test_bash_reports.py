@@ -15,7 +15,7 @@ import pytest
 import k8s_exec
 from demo.cluster import DEFAULT_PODS, Pod, StandIn
 from k8s_exec import Target, exec_path, hang_up, load_kubeconfig, open_shell
-from tests.support import LOOPBACK, WAIT_SECONDS, need_program, nothing_left, wait_until
+from tests.support import LOOPBACK, WAIT_SECONDS, need_program, nothing_left, programs, wait_until
 
 SESSION = str(uuid.uuid4())
 MARK = re.compile(rb"\x1b\]633;([DE]);([^\x07]*)\x07")
@@ -319,7 +319,7 @@ def test_a_shell_that_reports_can_be_hung_up_and_left(keys: str) -> None:
             while b"ab\r\n" not in output:
                 output += shell.pod.read()
             if keys:
-                wait_until(lambda: len(cluster.processes()) == 2, "sleep")
+                wait_until(lambda: "sleep" in programs(cluster), "sleep")
             if leave:
                 assert shell.pod.leave(WAIT_SECONDS)
             else:

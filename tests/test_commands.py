@@ -331,4 +331,4 @@ def test_neither_terminal_nor_player_shows_anything_of_the_reports(server: Runni
     shown = page.locator("#player .ap-term")
     expect(shown).to_contain_text("shown", timeout=WAIT_MS)
     expect(shown).not_to_contain_text("633")
-    expect(page.locator("#player .ap-marker").first).to_be_attached()
+    expect(page.locator("#ticks i").first).to_be_attached()

@@ -48,9 +48,9 @@ def test_a_wrong_option_is_status_2() -> None:
 
 
 def test_a_moment_is_a_date_or_an_age() -> None:
-    assert jumpserver.parse_moment("2026-11-25") == datetime(2026, 11, 25).timestamp()
-    assert jumpserver.parse_moment("2026-11-25T10:30:00+00:00") == 1795602600
-    assert time.time() - jumpserver.parse_moment("2w") - 14 * 86400 < 60
+    assert jumpserver.argument_time("2026-11-25") == datetime(2026, 11, 25).timestamp()
+    assert jumpserver.argument_time("2026-11-25T10:30:00+00:00") == 1795602600
+    assert time.time() - jumpserver.argument_time("2w") - 14 * 86400 < 60
     assert jumpserver.parse_age("90m") == 5400
 
 

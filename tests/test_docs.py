@@ -21,14 +21,12 @@ import pytest
 
 import hooks
 import jumpserver
+from tests.sentences import MODULES, ROOT
 from tests.support import need_program
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     str(page.relative_to(ROOT)) for pattern in ("*.md", "docs/**/*.md", "bench/*.md") for page in ROOT.glob(pattern)
 )
-MODULES = ("jumpserver.py", "hooks.py", "k8s_exec.py", "recorder.py")
-PENDING = {"kubernetes.md", "sizing.md"}  # not written yet
 SECRET = "at least 32 bytes that only platform and jumpserver know"
 
 
@@ -127,49 +125,43 @@ def test_every_scope_stands_in_audit() -> None:
 
 def test_every_kind_of_entry_stands_in_audit() -> None:
     told = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows("docs/audit.md")))
-    for kind in sorted(kinds_of_entries()):
+    written = first_words("_enter", "_note", "append", "_append", "_add") | LOOKS | set(hooks._ROW_ENTRIES)
+    for kind in sorted(written):
         assert kind in told, kind
 
 
-def kinds_of_entries() -> set[str]:
-    """The first argument of all calls that write into the chain, as far as it stands there."""
-    writers = {"append", "_append", "_enter", "_note", "_add", "add"}
-    found = {"list", "search", "refused", *hooks._ROW_ENTRIES}
-    for call in calls("jumpserver.py", "hooks.py"):
-        first = call.args[0] if call.args else None
-        if isinstance(call.func, ast.Attribute) and call.func.attr in writers and isinstance(first, ast.Constant):
-            found |= {first.value} if isinstance(first.value, str) and first.value.isidentifier() else set()
+# What is written into chain and log under a name that is handed on.
+LOOKS = {"list", "search"}
+
+
+def first_words(*functions: str) -> set[str]:
+    """The names that stand as the first argument of calls of these functions and methods."""
+    found = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(text_of(module))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                word = node.args[0].value
+                if function in functions and isinstance(word, str) and word.isidentifier():
+                    found.add(word)
     return found
 
 
-def calls(*modules: str) -> Iterator[ast.Call]:
-    for module in modules:
-        yield from (node for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Call))
-
-
 def test_every_number_stands_in_operate_with_its_label() -> None:
-    told = " ".join(row.split("|")[1] for row in rows("docs/operate.md"))
-    labels = {name: label for name, (_, label, _) in {**jumpserver.COUNTERS, **jumpserver.HISTOGRAMS}.items()}
-    for name, label in {**labels, **dict.fromkeys(jumpserver.GAUGES, "")}.items():
-        assert f"`jumpserver_{name}{{{label}}}`" if label else f"`jumpserver_{name}`" in told, name
+    told = re.findall(r"`jumpserver_(\w+)(?:{([\w,]+)})?`", " ".join(rows("docs/operate.md")))
+    text = jumpserver.Metrics().text(**dict.fromkeys(jumpserver.GAUGES, 0.0))
+    labels = dict.fromkeys(re.findall(r"^# TYPE jumpserver_(\w+) ", text, re.M), "")
+    for name, inside in re.findall(r"^jumpserver_(\w+?)(?:_bucket|_count|_sum)?{(.*)} ", text, re.M):
+        labels[name] = ",".join(label for label in re.findall(r'(\w+)="', inside) if label != "le")
+    assert sorted(told) == sorted(labels.items())
 
 
 def test_every_event_of_the_log_stands_in_operate() -> None:
     section = text_of("docs/operate.md").split("\n### The log\n")[1].split("\n## ")[0]
-    named = {
-        str(call.args[0].value)
-        for call in calls(*MODULES)
-        if ast.unparse(call.func) == "log_event" and isinstance(call.args[0], ast.Constant)
-    }
-    assert len(named) > 15
-    for event in (*named, *kinds_of_looks()):
+    events = first_words("log_event", "_enter", "_note") | LOOKS
+    assert len(events) > 20
+    for event in sorted(events):
         assert f"`{event}`" in section, event
-
-
-def kinds_of_looks() -> set[str]:
-    """What ``Handler._enter`` and ``Session._note`` log under a name that they are given."""
-    given = (call.args[0] for call in calls("jumpserver.py") if ast.unparse(call.func) in ("self._enter", "self._note"))
-    return {"list", "search", *(str(kind.value) for kind in given if isinstance(kind, ast.Constant))}
 
 
 def test_every_command_and_its_options_stand_in_audit_or_operate() -> None:
@@ -179,7 +171,16 @@ def test_every_command_and_its_options_stand_in_audit_or_operate() -> None:
         assert re.search(rf"(`|\.pyz? ){name}\b", said), name
         for action in parser._actions:
             long = [option for option in action.option_strings if option.startswith("--")]
-            assert not long or long[-1] in (*("--help", "--jumpserver"),) or long[-1] in said, (name, long)
+            assert not long or long[-1] in ("--help", "--jumpserver") or long[-1] in said, (name, long)
+
+
+def test_what_architecture_names_is_there() -> None:
+    table = "".join(rows("docs/architecture.md"))
+    code = "".join(map(text_of, MODULES))
+    for name in re.findall(r"`(_?[A-Za-z]\w+)(?:\.\w+)?`", table):
+        assert re.search(rf"\b{name}\b", code) or (ROOT / f"{name}.py").exists(), name
+    for part in re.findall(r"[\"]([a-z ]+)[\"]", table):
+        assert re.search(rf"^# -- {part}\b", code, re.M), part
 
 
 # -- links ------------------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def links(page: str) -> list[str]:
 def test_every_relative_link_and_anchor_leads_somewhere(page: str) -> None:
     for link in links(page):
         path, _, anchor = link.partition("#")
-        if urllib.parse.urlsplit(link).scheme or Path(path).name in PENDING:
+        if urllib.parse.urlsplit(link).scheme:
             continue
         target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
         assert target.exists(), f"{page}: {link}"
@@ -225,6 +226,10 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         pages = {str(file.relative_to(ROOT)) for file in near if file.suffix == ".md" and file.exists()}
         waiting += pages - seen - set(waiting)
     assert [page for page in PAGES if page.startswith("docs/") and page not in seen] == []
+
+
+def test_the_pictures_are_small() -> None:
+    assert sum(file.stat().st_size for file in (ROOT / "docs" / "images").iterdir()) <= 300_000
 
 
 def test_the_readme_is_one_screen() -> None:
@@ -309,9 +314,8 @@ def test_the_other_languages_mint_the_same_claims(language: str) -> None:
 
 
 def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> None:
-    texts = {
-        name: f"a-{name}" for name in ("namespace", "pod_name", "container_name", "context", "directory", "message")
-    }
+    names = ("namespace", "pod_name", "container_name", "context", "directory", "message", "label")
+    texts = {name: f"a-{name}" for name in names}
     claims: dict[str, Any] = {
         **texts,
         "exp": time.time() + 60,
@@ -320,6 +324,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
         "sub": "alice",
         "scope": "terminal",
         "cluster": "production",
+        "colour": "#00ff00",
         "command": ["python3", "-i"],
         "max_duration": 5,
         "idle_timeout": 6,
@@ -330,7 +335,7 @@ def test_every_claim_that_integrate_lists_is_read(own_hooks: hooks.Hooks) -> Non
     auth = own_hooks.validate_ssh_token(jwt.encode({**claims, "release": "r7"}, SECRET, "HS256"))
     assert {name: getattr(auth, name) for name in texts} == texts
     assert (auth.user, auth.cluster, auth.command) == ("alice", "production", ("python3", "-i"))
-    assert (auth.max_duration, auth.idle_timeout, auth.extra["release"]) == (5, 6, "r7")
+    assert (auth.max_duration, auth.idle_timeout, auth.colour, auth.extra["release"]) == (5, 6, "#00ff00", "r7")
 
 
 def test_the_link_example_may_play_that_recording(own_hooks: hooks.Hooks) -> None:

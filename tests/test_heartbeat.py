@@ -181,6 +181,30 @@ def test_a_platform_that_hangs_holds_up_no_session_and_few_threads(cluster: Stan
         assert hook.most == jumpserver._BEATS_AT_ONCE
 
 
+@pytest.mark.parametrize(("limit", "most"), [(64, 10), (9, 9)])
+def test_calls_that_hang_for_long_keep_no_other_session_from_its_turn(
+    cluster: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limit: int,
+    most: int,
+) -> None:
+    monkeypatch.setattr(jumpserver, "_LATE_SECONDS", 0.5)
+    monkeypatch.setattr(jumpserver, "_BEATS_LIMIT", limit)
+    with asking(tmp_path, cluster, hooks_file=BLOCKING) as server, contextlib.ExitStack() as stack:
+        hook: Any = server.hooks
+        terminals = [stack.enter_context(opened(server)) for _ in range(jumpserver._BEATS_AT_ONCE + 2)]
+        wait_until(lambda: len(hook.running) == most, "calls beside those that hang")
+        heartbeats = server.server._heartbeats
+        wait_until(lambda: len(heartbeats._late) == most, "word of all of them")
+        heartbeats.tick()
+        assert hook.most == most == caplog.text.count('hook=on_heartbeat error="it has not returned for 0.5 s"')
+        hook.go.set()
+        wait_until(lambda: len(hook.asked) == len(terminals), "those that had to wait")
+        wait_until(lambda: not heartbeats._late and heartbeats._threads <= jumpserver._BEATS_AT_ONCE)
+
+
 def test_a_session_is_not_asked_about_twice_at_a_time(cluster: StandIn, tmp_path: Path) -> None:
     with asking(tmp_path, cluster, hooks_file=BLOCKING) as server, opened(server):
         hook: Any = server.hooks

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import kubernetes_validate
+import psycopg
 import pytest
 import yaml
 
@@ -28,6 +29,7 @@ from tests.support import (
     answer_of,
     end_shell,
     need_program,
+    run_program,
     running,
     wait_until,
 )
@@ -59,7 +61,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the manifests, with the files that an operator makes."""
     copy = tmp_path_factory.mktemp("repository")
     for name in "deploy", "examples":
-        shutil.copytree(ROOT / name, copy / name)
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("secrets"))
     folder = copy / "deploy" / "kubernetes"
     (folder / "site" / "secrets").mkdir()
     for name, text in SECRETS.items():
@@ -263,14 +265,11 @@ def mount(documents: list[Manifest], folder: Path, records: Path) -> str:
     return (folder / "jumpserver.toml").read_text()
 
 
-@pytest.fixture(params=["base", "site"])
-def mounted(request: pytest.FixtureRequest, manifests: Path, tmp_path: Path) -> Path:
+@pytest.fixture
+def mounted(site: list[Manifest], tmp_path: Path) -> Path:
     """The configuration in the pod's /etc/jumpserver, with folders of its own."""
-    documents = kustomized(manifests / request.param)
-    if request.param == "base":
-        documents.append(named(kustomized(manifests / "site"), "Secret"))
     file = tmp_path / "jumpserver.toml"
-    file.write_text(mount(documents, tmp_path, tmp_path / "records").replace("/run/jumpserver", str(tmp_path)))
+    file.write_text(mount(site, tmp_path, tmp_path / "records").replace("/run/jumpserver", str(tmp_path)))
     return file
 
 
@@ -294,6 +293,14 @@ def test_ports_and_times_are_those_of_the_configuration(mounted: Path, site: lis
     assert config.Server.drain_timeout + 30 <= pod_of(site)["terminationGracePeriodSeconds"]
     for service_port in named(site, "Service")["spec"]["ports"]:
         assert ports[service_port["targetPort"]] == service_port["port"]
+
+
+def test_the_memory_is_what_the_page_on_sizes_asks_for(mounted: Path, site: list[Manifest]) -> None:
+    said = re.search(r"(\d+) MB \+ `max_sessions` . (\d+) MB, doubled", (ROOT / "docs" / "sizing.md").read_text())
+    assert said
+    megabytes = 2 * (int(said[1]) + jumpserver.load_config(mounted).Server.max_sessions * int(said[2]))
+    limit = container_of(site)["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi") and int(limit[:-2]) * 1024**3 >= megabytes * 1000**2
 
 
 def test_probes_and_metrics_are_answered_by_the_program(
@@ -385,6 +392,8 @@ def test_replicas_share_ledger_recordings_and_spent_tokens(replicas: tuple[Progr
     wait_until(lambda: sessions(b)[0]["logout_at"])
     status, recording = answer_of(b, b.play_path(shown["filename"])[1:])
     assert status == 200 and "a2b" in recording
+    done = run_program("verify", "-jumpserver", b.config_file)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_a_browser_finds_its_shell_in_the_replica_that_has_it_and_in_no_other(
@@ -424,6 +433,38 @@ def test_a_replica_that_is_told_to_stop_is_ready_no_more_and_ends_when_its_termi
     assert a.process.wait(START_SECONDS) == 0
 
 
+@contextlib.contextmanager
+def nobody_connects(place: str) -> Iterator[None]:
+    """The database is away: its connections are cut, and it takes no new ones."""
+    with psycopg.connect(place.replace("dbname=postgres", "dbname=template1"), autocommit=True) as connection:
+        connection.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres'")
+            yield
+        finally:
+            connection.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
+
+
+def test_while_the_database_is_away_open_terminals_go_on_and_nobody_else_gets_in(
+    replicas: tuple[Program, Program], postgresql: str
+) -> None:
+    a, b = replicas
+    with a.connect() as terminal:
+        prompt(terminal)
+        (shown,) = sessions(b)
+        with nobody_connects(postgresql):
+            wait_until(lambda: answer_of(a, "readyz")[0] == answer_of(b, "readyz")[0] == 503)
+            assert answer_of(a, "healthz")[0] == answer_of(b, "healthz")[0] == 200
+            with b.connect() as refused:
+                assert "cannot be written into the ledger" in refused.wait_end()["reason"]
+            assert answer_of(b, b.play_path(shown["filename"])[1:])[0] == 503
+            terminal.type("echo c$((1+1))d\n")
+            terminal.wait_for("c2d")
+            assert end_shell(terminal)["exit_code"] == 0
+        wait_until(lambda: answer_of(b, "readyz")[0] == 200)
+    wait_until(lambda: [item["exit_code"] for item in sessions(b)] == [0])
+
+
 def sessions(server: Program) -> list[dict[str, Any]]:
     """What the server lists."""
     status, text = answer_of(server, f"sessions?token={server.link_token('audit')}")
@@ -453,6 +494,19 @@ def test_prometheus_finds_the_pods_under_the_name_that_the_alerts_use(manifests:
     alerts = (ROOT / "deploy" / "alerts.yaml").read_text()
     assert set(re.findall(r'job="(.+?)"', alerts)) == {service["metadata"]["name"]}
     assert named(site, "NetworkPolicy")["spec"]["ingress"][1]["ports"] == [{"port": "admin"}]
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_is_there(manifests: Path, site: list[Manifest], mounted: Path) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    folders = {folder.name for folder in (ROOT / "deploy" / "kubernetes").iterdir()}
+    assert set(re.findall(r"^\| `(\w+)` \| [a-z]", page.partition("## ")[0], re.M)) == folders
+    for path in re.findall(r"\b(?:deploy|examples)/[\w./-]*\w|requirements-\w+\.txt", page):
+        assert (ROOT / path).exists() or path == "deploy/jumpserver", path
+    assert f"`drain_timeout`, {jumpserver.load_config(mounted).Server.drain_timeout} s" in page
+    assert f"`terminationGracePeriodSeconds: {pod_of(site)['terminationGracePeriodSeconds']}`" in page
 
 
 # -- the image ---------------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from demo.cluster import StandIn
 from k8s_exec import ExitStatus, HangUp, PodExec, Target, hang_up, load_kubeconfig, open_shell
-from tests.support import LOOPBACK, WAIT_SECONDS, nothing_left, wait_until
+from tests.raw_cluster import closing, read_until
+from tests.support import LOOPBACK, WAIT_SECONDS, nothing_left, programs, wait_until
 
 SESSION = str(uuid.uuid4())  # pods of the stand-in see the processes of other tests
 LEAVE_SECONDS = 5.0  # a busy machine takes its time; what matters in use is bounded by the caller
@@ -32,36 +32,14 @@ def target_of(cluster: StandIn, pod: str = "demo") -> Target:
 
 @contextlib.contextmanager
 def shell_in(cluster: StandIn, pod: str = "demo", command: tuple[str, ...] = ()) -> Iterator[PodExec]:
-    """A shell that answers; closed at the end, and aborted before if a test waits for ever."""
-    shell = open_shell(target_of(cluster, pod), SESSION, command, "", (80, 24), timeout=WAIT_SECONDS).pod
-    guard = threading.Timer(WAIT_SECONDS * 2, shell.abort)
-    guard.start()
-    try:
+    """A shell that answers."""
+    with closing(
+        open_shell(target_of(cluster, pod), SESSION, command, "", (80, 24), timeout=WAIT_SECONDS).pod
+    ) as shell:
         if not command:
             shell.write(b"echo rea''dy\r")
             read_until(shell, b"ready\r\n")
         yield shell
-    finally:
-        guard.cancel()
-        guard.join()
-        shell.close()
-
-
-def read_until(pod: PodExec, marker: bytes) -> None:
-    output = b""
-    while marker not in output:
-        piece = pod.read()
-        assert piece, output
-        output += piece
-
-
-def programs(cluster: StandIn, pod: str) -> list[str]:
-    """The names of what runs in the pod."""
-    names = []
-    for pid in cluster.processes("default", pod):
-        with contextlib.suppress(OSError):
-            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
-    return names
 
 
 # What is typed, and what shows that it has been understood: output, or a program.

@@ -219,7 +219,7 @@ def test_all_keys_are_listed(server: RunningServer, page: Page) -> None:
         expect(page.get_by_role("dialog").get_by_text(key, exact=True).first).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    page.get_by_role("button", name="Show keyboard shortcuts").click()
+    page.get_by_role("button", name="Keys", exact=True).click()
     expect(page.get_by_role("dialog")).to_be_visible()
     page.get_by_role("button", name="Close", exact=True).click()
     expect(page.get_by_role("dialog")).to_be_hidden()

@@ -103,7 +103,7 @@ def test_a_torn_last_line_is_left_out(server: RunningServer, page: Page) -> None
 def test_markers_are_shown(server: RunningServer, page: Page) -> None:
     fulfil(page, cast([0.1, "o", "a"], [1, "m", "deploy"], [2, "o", "b"]))
     page.goto(server.player_url("any.cast"))
-    expect(page.locator("#player .ap-marker")).to_have_count(1)
+    expect(page.locator("#ticks i")).to_have_count(1)
 
 
 def test_other_events_than_those_of_the_terminal_do_no_harm(server: RunningServer, page: Page) -> None:
@@ -224,11 +224,11 @@ def test_the_total_is_what_the_clock_counts_to(server: RunningServer, page: Page
     meta = page.locator("#meta")
     expect(meta).to_contain_text("00:03 (01:02:05 with all pauses)")
     until(page, f"{PLAYER}.getCurrentTime() === {PLAYER}.getDuration()")
-    expect(page.locator(".ap-time-elapsed")).to_have_text("00:03")
+    assert page.get_by_role("slider").evaluate("(slider) => Number(slider.max)") == pytest.approx(3)
     page.get_by_label("Pauses").select_option(label="In full")
     expect(meta).to_contain_text("\u00b7 01:02:05 \u00b7")
-    page.evaluate(f"{PLAYER}.seek('100%')")
-    expect(page.locator(".ap-time-elapsed")).to_have_text("01:02:05")
+    expect(page.locator("#elapsed")).to_have_text("01:02:05 of 01:02:05")
+    until(page, "document.querySelector('#seek').max > 3700")
 
 
 def test_the_date_has_seconds_and_zone(server: RunningServer, browser: Browser) -> None:
@@ -246,12 +246,12 @@ def test_a_date_that_is_none_is_left_out(server: RunningServer, page: Page, time
 def test_a_control_that_is_changed_keeps_the_focus(server: RunningServer, page: Page) -> None:
     play(server, page, cast([0.1, "o", "start "], [60, "o", "end"]))
     player_text(page, "start")
-    for label in ("Speed", "Pauses", "Text"):
+    for label in ("Speed", "Pauses"):
         page.get_by_label(label).focus()
         page.keyboard.press("ArrowDown")
         expect(page.get_by_label(label)).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Download")).to_be_focused()
+    expect(page.get_by_role("button", name="Fit")).to_be_focused()
 
 
 def test_the_player_is_used_by_keyboard(server: RunningServer, page: Page) -> None:
@@ -261,11 +261,13 @@ def test_the_player_is_used_by_keyboard(server: RunningServer, page: Page) -> No
     expect(page.get_by_role("button", name="Play")).to_be_visible()
     page.keyboard.press("5")
     until(page, f"{PLAYER}.getCurrentTime() * 2 === {PLAYER}.getDuration()")
-    page.get_by_label("Text").focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    page.get_by_role("slider").focus()
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Play")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+    page.keyboard.press("0")
+    until(page, f"{PLAYER}.getCurrentTime() < 1")
 
 
 def test_where_motion_is_reduced_it_waits_to_be_started(server: RunningServer, browser: Browser) -> None:
@@ -277,41 +279,6 @@ def test_where_motion_is_reduced_it_waits_to_be_started(server: RunningServer, b
         assert page.evaluate(f"{PLAYER}.getCurrentTime()") == 0
         page.locator(".ap-overlay-start").click()
         player_text(page, "start end")
-
-
-def test_on_a_phone_the_text_scrolls_at_its_full_size(server: RunningServer, browser: Browser) -> None:
-    with page_of(browser, viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True) as page:
-        play(server, page, cast([0.1, "o", "x" * 79 + "|"], [60, "o", "end"]))
-        player_text(page, "|")
-        assert page.get_by_label("Text").input_value() == "none"
-        width = "document.querySelector('.ap-term').offsetWidth"
-        assert page.evaluate(width) > 600
-        page.evaluate("document.querySelector('#player').scrollTo(9999, 0)")
-        right = "document.querySelector('.ap-term').getBoundingClientRect().right"
-        assert page.evaluate(right) <= 375
-        for button in ("Pause", "Toggle fullscreen mode"):
-            expect(page.get_by_role("button", name=button)).to_be_in_viewport(ratio=1)
-        page.get_by_label("Text").select_option("both")
-        until(page, f"{width} <= 375")
-        assert page.evaluate("document.documentElement.scrollWidth") == 375
-
-
-def test_on_a_phone_that_lies_the_text_is_no_smaller(server: RunningServer, browser: Browser) -> None:
-    with page_of(browser, viewport={"width": 700, "height": 375}, has_touch=True, is_mobile=True) as page:
-        play(server, page, cast([0.1, "o", "x" * 79 + "|"], [1, "m", "$ ls"], [60, "o", "end"]))
-        player_text(page, "|")
-        assert page.get_by_label("Text").input_value() == "none"
-        stage = page.locator("#stage").bounding_box()
-        assert stage
-        assert stage["height"] > 250
-
-
-def test_the_text_has_the_size_that_is_chosen(server: RunningServer, page: Page) -> None:
-    play(server, page, cast([0.1, "o", "start"], [60, "o", "end"]))
-    player_text(page, "start")
-    for size, pixels in (("75 %", "11.25px"), ("100 %", "15px"), ("150 %", "22.5px")):
-        page.get_by_label("Text").select_option(label=size)
-        expect(page.locator(".ap-player")).to_have_css("font-size", pixels)
 
 
 # ---- What is not whole ----
@@ -403,7 +370,7 @@ def test_a_player_that_dies_is_said_in_words(server: RunningServer, browser: Bro
         page.route("**/player.js", lambda route: route.fulfill(body=unbounded, content_type="text/javascript"))
         play(server, page, cast([0.1, "o", "huge"], width=65535, height=65535))
         said_with_download(page, "The player failed")
-        expect(page.locator("#controls")).to_be_hidden()
+        expect(page.locator("#transport")).to_be_hidden()
 
 
 @pytest.mark.parametrize(

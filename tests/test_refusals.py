@@ -127,7 +127,6 @@ def test_a_full_server_refuses_and_has_room_again_afterwards(tmp_path: Path, clu
 @pytest.mark.parametrize(
     ("pod", "claims", "words"),
     [
-        ("multi", {}, "the pod has several containers, choose one of: c1 c2"),
         ("multi", {"container_name": "c3"}, "the pod has no such container"),
         ("distroless", {}, "the container's image has no shell"),
         ("missing", {}, "the cluster does not know it"),

@@ -153,6 +153,8 @@ FILTERS = {
     "since=2023-11-14T22:13:30Z&until=2023-11-14T22:13:45": ["c", "b"],
     "since=2023-11-14T23:13:30%2B01:00&until=1700000020.5": ["c", "b"],
     "until=2023-11-14": [],
+    "since=7d": [],
+    "until=7d": ["d", "c", "b", "a"],
     "since=2023-11-15": [],
     "user=": ["d", "c", "b", "a"],
 }
@@ -168,10 +170,11 @@ def test_filters_leave_the_sessions_that_match(server: RunningServer) -> None:
 
 BAD = {
     "state=closed": "state must be open or ended",
-    "since=yesterday": "since must be a date or time",
-    "until=nan": "until must be a date or time",
-    "until=1e9": "until must be a date or time",
-    "since=0000-00-00": "since must be a date or time",
+    "since=yesterday": "since must be a time such as",
+    "until=nan": "until must be a time such as",
+    "until=1e9": "until must be a time such as",
+    "since=7y": "since must be a time such as",
+    "since=0000-00-00": "since must be a time such as",
     "users=bob": "there is no parameter users here",
     f"q={'x' * 1001}": "q is longer than 1000 characters",
     "user=%00": "user is longer than 1000 characters, or has a NUL in it",
@@ -260,10 +263,68 @@ def test_the_scope_audit_plays_recordings(server: RunningServer, terminal: Termi
     assert answer_of(server, server.play_path(str(newest(server)), scope="watch terminate"))[0] == 403
 
 
+@pytest.mark.parametrize(("scope", "may"), [("audit", False), ("audit terminate", True)])
+def test_the_list_of_open_sessions_says_whether_they_may_be_ended(
+    server: RunningServer, terminal: Terminal, scope: str, may: bool
+) -> None:
+    assert get(server, "sessions?state=open", scope)[1]["may_terminate"] is may
+    assert "may_terminate" not in get(server, "sessions?state=ended", scope)[1]
+    server.server.notes.finish(time.monotonic() + 10)
+    assert entries(server, "refused") == []  # who only looks has tried nothing
+
+
+OLDER = """
+from hooks import Hooks
+class Ours(Hooks):
+    {actions}
+    def authorize(self, token, action, filename):
+        return "eve"
+"""
+
+
+@pytest.mark.parametrize(
+    ("actions", "opened"),
+    [
+        ("", {"play"}),
+        ('actions = ("play", "list")', {"play", "list"}),
+        ("actions = Hooks.actions", {"play", "watch", "list", "search", "terminate"}),
+    ],
+)
+def test_a_hook_opens_no_more_than_it_says_that_it_knows(
+    tmp_path: Path, cluster: StandIn, actions: str, opened: set[str]
+) -> None:
+    hooks_file = OLDER.format(actions=actions or "pass")
+    with nothing_left(), another_server(tmp_path, cluster, hooks_file=hooks_file) as server:
+        with server.connect() as terminal:
+            session_id = terminal.wait_for_event("session")["id"]
+            name = newest(server)
+            asked = {
+                "watch": f"GET /records/live?filename={name}",
+                "list": "GET /sessions?state=open",
+                "search": "GET /commands?",
+                "terminate": f"POST /sessions/{session_id}/terminate?",
+                "play": f"GET /records/play?filename={name}",
+            }
+            answers = {action: _any_token(server, request) for action, request in asked.items()}
+            assert {action for action, answer in answers.items() if b" 403 " not in answer[:20]} == opened
+            for action in asked.keys() - opened:
+                assert f"the hooks of this server do not say who may {action}\n".encode() in answers[action]
+            assert (b'"may_terminate": true' in answers["list"]) == ("terminate" in opened)
+            end_shell(terminal)
+
+
+def _any_token(server: RunningServer, request: str) -> bytes:
+    body = b'{"reason": ""}'
+    head = f"{request}&token=x HTTP/1.1\r\nHost: x\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return exchange(server.port, head.encode() + (body if request.startswith("POST") else b""))
+
+
 def test_an_operators_hook_is_told_what_is_to_be_done(tmp_path: Path, cluster: StandIn) -> None:
     own = (
         "from hooks import Denied, Hooks\n"
         "class Ours(Hooks):\n"
+        "    actions = Hooks.actions\n"
         "    def authorize(self, token, action, filename):\n"
         '        raise Denied(f"{action} {filename}".strip(), "eve")\n'
     )

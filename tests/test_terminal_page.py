@@ -467,7 +467,9 @@ def test_black_text_can_be_read(server: RunningServer, page: Page) -> None:
             const light = (colour) => colour.match(/\\d+/g).slice(0, 3).map((part) => part / 255)
                 .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
                 .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0.05);
-            return light(getComputedStyle(span).color) / light(getComputedStyle(document.body).backgroundColor);
+            const [dim, bright] = [light(getComputedStyle(span).color),
+                light(getComputedStyle(document.body).backgroundColor)].sort((one, other) => one - other);
+            return bright / dim;
         }"""
     )
     assert contrast >= 4.5
