@@ -240,7 +240,7 @@ class Hooks:
         whether it may offer to "terminate" any. A class that overrides this says in ``actions`` which ones it knows.
 
         Here: a link signed with ``[Token] secret`` whose claim ``scope`` has a word for the action; a claim
-        ``filename`` limits it to that recording.
+        ``filename``, absolute or relative to the record folder, limits it to that recording.
         """
         if not self.settings.secret:
             raise Denied("recordings are not open here; the server's operator must set [Token] secret")
@@ -249,9 +249,16 @@ class Hooks:
         scopes = _SCOPES.get(action, ())
         if not set(scopes).intersection(str(claims.get("scope", "")).split()):
             raise Denied(f"this link does not allow to {action}; it needs the scope {' or '.join(scopes)}", user)
-        if claims.get("filename", filename) != filename:
+        if "filename" in claims and not self._is_same(claims["filename"], filename):
             raise Denied("this link is for another recording", user)
         return user
+
+    def _is_same(self, claimed: object, filename: str) -> bool:
+        """Whether these are one recording's names, absolute or relative to the record folder."""
+        if not (isinstance(claimed, str) and claimed and filename):
+            return False
+        root = self.settings.records.absolute()
+        return os.path.join(root, claimed) == os.path.join(root, filename)
 
     def fetch_recording(self, filename: str) -> Path | None:
         """Bring a recording back that is not in the record folder any more. None: there is none elsewhere.
@@ -1444,6 +1451,8 @@ class Proof:
             yield f"the head {self._head} is not in the chain, which ends with {before.head}"
         if last_command > commands:
             yield f"commands {commands + 1} to {last_command} are in no entry"
+        for row in self._ledger.command_rows(-_INTEGER_MAX, 0):
+            yield f"command {row['number']} is in no entry"
 
     def _check_commands(self, entry: Entry, before: int) -> Iterator[str]:
         first, last = before + 1, int(_number(entry.values.get("last")))

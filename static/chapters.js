@@ -2,6 +2,7 @@
 // Only the rows in sight are in the page, so that ten thousand cost what ten do.
 
 import { clockText, countUpTo } from "./timeline.js";
+import { say } from "./words.js";
 
 const LIMIT = 20_000; // twice what a session can write; more are left out
 const ROW_PX = 36; // as in style.css
@@ -36,14 +37,14 @@ export class Chapters {
   constructor(element) {
     this.#count = make("p", "chapters-count");
     this.#count.setAttribute("role", "status");
-    this.#filter = Object.assign(make("input"), { type: "search", placeholder: "Filter", maxLength: 200, spellcheck: false });
-    this.#filter.setAttribute("aria-label", "Filter the chapters");
-    this.#failed = Object.assign(make("button"), { type: "button", textContent: "Failed", title: "Only commands that failed" });
+    this.#filter = Object.assign(make("input"), { type: "search", placeholder: say("filter"), maxLength: 200, spellcheck: false });
+    this.#filter.setAttribute("aria-label", say("filterChapters"));
+    this.#failed = Object.assign(make("button"), { type: "button", textContent: say("failed"), title: say("failedOnly") });
     this.#list = make("div", "chapters-list");
     this.#rows = make("div", "chapters-rows");
     this.#list.tabIndex = 0;
     this.#list.id = `${element.id}-list`;
-    for (const [name, value] of [["role", "listbox"], ["aria-label", "Chapters"]]) this.#list.setAttribute(name, value);
+    for (const [name, value] of [["role", "listbox"], ["aria-label", say("chapters")]]) this.#list.setAttribute(name, value);
     this.#rows.setAttribute("role", "presentation");
     this.#tools = make("div", "chapters-tools");
     this.#tools.append(this.#filter, this.#failed);
@@ -213,10 +214,11 @@ export class Chapters {
   }
 
   #countText() {
-    if (!this.#all.length) return "No chapters";
-    const all = `${this.#all.length} ${this.#all.length === 1 ? "chapter" : "chapters"}`;
-    if (this.#shown !== this.#all) return this.#shown.length ? `${this.#shown.length} of ${all}` : `None of ${all}`;
-    return this.#failures ? `${all}, ${this.#failures} failed` : all;
+    const [count, shown, failed] = [this.#all.length, this.#shown.length, this.#failures];
+    if (!count) return say("noChapters");
+    const all = count === 1 ? say("oneChapter") : say("someChapters", { count });
+    if (this.#shown !== this.#all) return shown ? say("someOfAll", { count: shown, all }) : say("noneOfAll", { all });
+    return failed ? say("failedOfAll", { all, failed }) : all;
   }
 
   #rowId(place) {
@@ -247,7 +249,7 @@ function hasFailed({ exitCode }) {
 
 function exitText(chapter) {
   if (!chapter.isCommand || chapter.exitCode === null) return "";
-  return hasFailed(chapter) ? `\u2715 exit ${chapter.exitCode}` : "exit 0";
+  return (hasFailed(chapter) ? "\u2715 " : "") + say("exit", { code: chapter.exitCode });
 }
 
 function make(name, className = "") {

@@ -5,11 +5,14 @@
 /* global AsciinemaPlayer */
 
 import { Picture, TEXT_SIZE } from "./picture.js";
+import { own, say, sentence } from "./words.js";
 
 const TICK_MS = 1000;
 const ASK_AGAIN_MS = 4000; // while the connection is lost: whether it can come back
 const SILENT_SECONDS = 5; // after which it is said how long nothing was printed
-const BADGES = { connecting: "Connecting", live: "Live", lost: "Reconnecting", ended: "Ended", refused: "Not live" };
+const BADGES = {
+  connecting: say("liveConnecting"), live: say("live"), lost: say("liveLost"), ended: say("liveEnded"), refused: say("liveRefused"),
+};
 
 const el = (id) => document.getElementById(id);
 
@@ -17,7 +20,7 @@ export function isLive() {
   return [location.search, location.hash].some((part) => new URLSearchParams(part.slice(1)).get("live") === "1");
 }
 
-// `again`: whether it may be another answer later.
+// `text`: {text, lang}. `again`: whether it may be another answer later.
 class Refusal extends Error {
   constructor(title, text, again = false) {
     super(title);
@@ -25,7 +28,7 @@ class Refusal extends Error {
   }
 }
 
-// `link`: {filename, token}. `page`: showWords(title, text), sentence(text), isLight(), and font, the terminal's.
+// `link`: {filename, token}. `page`: showWords(title, text), isLight(), and font, the terminal's.
 export class LiveView {
   onchapter = () => {}; // called with {seconds, label}: a command began, or the server says something
   ondone = () => {}; // called with the exit code of the last command
@@ -65,7 +68,7 @@ export class LiveView {
     this.#showTitle(this.#answer.title);
     if (!this.#answer.running) {
       this.#enter("ended");
-      this.#page.showWords("This session has ended", "There is nothing to watch any more, but its recording can be played.");
+      this.#page.showWords(say("hasEnded"), own(say("hasEndedWhy")));
       return;
     }
     el("transport").hidden = false;
@@ -87,24 +90,24 @@ export class LiveView {
 
   // What there is to watch. Throws a Refusal.
   async #ask() {
-    if (!this.#filename) throw new Refusal("No session was named", "The link is incomplete: it needs filename=\u2026 and a token.");
+    if (!this.#filename) throw new Refusal(say("noSessionName"), own(say("noNameWhy")));
     const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
     const url = this.#url("http", { filename: this.#filename });
     const response = await fetch(url, { headers, cache: "no-store" }).catch(() => {
-      throw new Refusal("The server could not be reached", "Check the network connection, then load this page again.", true);
+      throw new Refusal(say("notReached"), own(say("notReachedWhy")), true);
     });
     if (response.ok) return response.json();
     const plain = (response.headers.get("Content-Type") || "").startsWith("text/plain");
-    const said = plain ? this.#page.sentence(await response.text().catch(() => "")) : "";
-    throw this.#refusal(response.status, said);
+    const words = plain ? await response.text().catch(() => "") : "";
+    throw this.#refusal(response.status, words.trim() && sentence(words));
   }
 
   #refusal(status, said) {
     if (status === 401 || status === 403) {
-      return new Refusal("You may not watch this session", said || "The link may have expired. Open it again from where you found it.");
+      return new Refusal(say("mayNotWatch"), said || own(say("watchExpired")));
     }
-    if (status === 404) return new Refusal("There is no such session", "Its recording was not found. It may have been removed, or the link is incomplete.");
-    return new Refusal("The session cannot be watched now", said || `The server answered with status ${status}.`, true);
+    if (status === 404) return new Refusal(say("noSession"), own(say("noSessionWhy")));
+    return new Refusal(say("cannotWatch"), said || own(say("serverAnswered", { status })), true);
   }
 
   // ---- The player ----
@@ -144,7 +147,7 @@ export class LiveView {
   }
 
   #end() {
-    this.#remark("The session has ended. This is the last that was seen.");
+    this.#remark(say("lastSeen"));
     this.#enter("ended");
     this.#reveal();
   }
@@ -193,7 +196,7 @@ export class LiveView {
   #lose() {
     if (this.#state === "live") {
       this.#askAt = performance.now() + ASK_AGAIN_MS;
-      this.#remark("The connection is lost. Trying again.");
+      this.#remark(say("connectionLost"));
     }
     this.#enter(this.#state === "connecting" ? "connecting" : "lost");
   }
@@ -205,7 +208,7 @@ export class LiveView {
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (!error.again) return this.#refuse(error);
-      this.#remark(`${error.title}. Trying again.`);
+      this.#remark(say("tryingAgain", { why: error.title }));
     }
     this.#askAt = performance.now() + ASK_AGAIN_MS;
   }
@@ -231,21 +234,22 @@ export class LiveView {
   }
 
   #showTitle(said) {
-    const title = said || this.#filename.split("/").pop() || "Session";
+    const title = said || this.#filename.split("/").pop() || say("session");
     el("title").textContent = title;
-    document.title = `${title} \u2013 Live`;
+    document.title = say("titleOfLive", { title });
   }
 
   #showMeta() {
     const silent = (performance.now() - this.#printedAt) / 1000;
     const isSilent = this.#state === "live" && silent > SILENT_SECONDS;
-    const parts = [this.#command, this.#size, isSilent ? `nothing printed for ${durationText(silent)}` : ""];
+    const parts = [this.#command, this.#size, isSilent ? say("nothingFor", { time: durationText(silent) }) : ""];
     const text = parts.filter(Boolean).join(" \u00b7 ");
     if (el("meta").textContent !== text) el("meta").textContent = text;
   }
 }
 
 function durationText(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+  if (seconds < 90) return say("secondsLong", { seconds: Math.round(seconds) });
+  if (seconds < 5400) return say("minutesLong", { minutes: Math.round(seconds / 60) });
+  return say("hoursLong", { hours: Math.round(seconds / 3600) });
 }

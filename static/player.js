@@ -9,6 +9,7 @@ import { Picture, TEXT_SIZE } from "./picture.js";
 import { TextSearch } from "./search.js";
 import { Timeline, clockText, countUpTo, momentText, parseMoment } from "./timeline.js";
 import { LiveView, isLive } from "./live.js";
+import { LOCALE, own, say, sentence } from "./words.js";
 
 const PROGRESS_DELAY_MS = 400; // a short download shows no progress
 const LARGEST = { cols: 1000, rows: 500 }; // more takes the player many seconds a frame, or kills it
@@ -23,7 +24,6 @@ const STEP_CHARACTERS = 1 << 20; // of output, that a jump draws at one go
 const BACK_SECONDS = 1; // a chapter that plays for less is not what "previous" means
 const TYPING_MS = 250; // without a key, then what was typed is searched for
 const TOAST_MS = 4000;
-const NO_TOKEN = "Links to a moment hold none. Open a recording from where yours are listed and this link in the same tab, or enter a token.";
 const TERMINAL_FONT = 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace';
 
 const el = (id) => document.getElementById(id);
@@ -46,7 +46,7 @@ const state = {
   search: null, // a TextSearch
   searched: "", // what it looked for last
   hits: [], // what it found
-  many: "", // said after their number where there may be more
+  more: false, // whether there may be more
   hit: -1, // the one that was jumped to
   typing: 0, // timer
   toasting: 0, // timer
@@ -54,7 +54,7 @@ const state = {
 };
 
 class Unplayable extends Error {
-  // `asks`: for a token.
+  // `text`: {text, lang}. `asks`: for a token.
   constructor(title, text, asks = false) {
     super(title);
     this.title = title;
@@ -71,7 +71,7 @@ async function fetchRecording() {
   url.hash = "";
   const headers = state.token ? { Authorization: `Bearer ${state.token}` } : {};
   const response = await fetch(url, { headers, cache: "no-cache" }).catch(() => {
-    throw new Unplayable("The server could not be reached", "Check the network connection, then load this page again.");
+    throw new Unplayable(say("notReached"), own(say("notReachedWhy")));
   });
   if (!response.ok) throw await refusal(response);
   const outcome = response.headers.get("X-Recording");
@@ -81,17 +81,21 @@ async function fetchRecording() {
 
 async function refusal(response) {
   const plain = (response.headers.get("Content-Type") || "").startsWith("text/plain");
-  const said = plain ? sentence(await response.text().catch(() => "")) : "";
+  const words = plain ? await response.text().catch(() => "") : "";
   const { status } = response;
   if (status === 401 || status === 403) {
-    if (!state.token) return new Unplayable("This recording needs a token", NO_TOKEN, true);
-    const hint = /\bopen\b/i.test(said) ? "" : "Open the recording again from where you found it.";
-    return new Unplayable("You may not play this recording", `${said || "The link may have expired."} ${hint}`.trim(), true);
+    if (!state.token) return new Unplayable(say("needsToken"), own(say("needsTokenWhy")), true);
+    return new Unplayable(say("mayNotPlay"), whyNotAllowed(words.trim()), true);
   }
-  if (status === 404) {
-    return new Unplayable("There is no such recording", `${shortName()} was not found. It may have been removed, or the link is incomplete.`);
-  }
-  return new Unplayable("The server could not send the recording", said || `It answered with status ${status}.`);
+  if (status === 404) return new Unplayable(say("noRecording"), own(say("noRecordingWhy", { name: shortName() })));
+  return new Unplayable(say("notSent"), words.trim() ? sentence(words) : own(say("answeredWith", { status })));
+}
+
+// What the server said, and what to do where it did not say so itself.
+function whyNotAllowed(words) {
+  const { text, lang } = words ? sentence(words) : own(say("mayHaveExpired"));
+  const hint = /\bopen\b/i.test(words) || lang !== own("").lang ? "" : say("openRecordingAgain");
+  return { text: `${text} ${hint}`.trim(), lang };
 }
 
 async function readAll(response) {
@@ -101,7 +105,7 @@ async function readAll(response) {
   let received = 0;
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
-      throw new Unplayable("The download broke off", `${bytesText(received)} had arrived. Load this page again to retry.`);
+      throw new Unplayable(say("brokeOff"), own(say("brokeOffWhy", { received: bytesText(received) })));
     });
     if (done) return new Blob(chunks, { type: "application/x-asciicast" });
     chunks.push(value);
@@ -112,8 +116,9 @@ async function readAll(response) {
 
 function showProgress(received, total) {
   if (state.failed) return; // the player can be broken before there is anything to play
-  const arrived = total ? `${bytesText(received)} of ${bytesText(total)}` : bytesText(received);
-  showWords("Loading the recording", received ? arrived : "Waiting for the server.");
+  const sizes = { received: bytesText(received), total: bytesText(total) };
+  const arrived = total ? say("arrivedOf", sizes) : sizes.received;
+  showWords(say("loading"), own(received ? arrived : say("waiting")));
   el("progress").hidden = !total;
   if (total) Object.assign(el("progress"), { max: total, value: received });
 }
@@ -138,11 +143,11 @@ function parseRecording(text) {
     } else if (number === numbers[numbers.length - 1]) {
       showIncomplete("cut");
     } else {
-      throw new Unplayable("The recording is damaged", `Line ${number + 1} cannot be read. The file itself can be downloaded.`);
+      throw new Unplayable(say("damaged"), own(say("damagedWhy", { line: number + 1 })));
     }
   }
   if (!events.some((event) => event[1] === "o")) {
-    throw new Unplayable("Nothing was printed", "The session was recorded, but it ended before anything appeared in its terminal.");
+    throw new Unplayable(say("nothingPrinted"), own(say("nothingPrintedWhy")));
   }
   const size = playableSize(header.width ?? header.term?.cols, header.height ?? header.term?.rows);
   return { header, ...size, events: events.map(playableEvent), marks, rests: restTimes(events), seconds: events[events.length - 1][0] / 1000 };
@@ -182,7 +187,7 @@ function parseHeader(line) {
     header = null;
   }
   if (header?.version === 2 || header?.version === 3) return header;
-  throw new Unplayable("This is not a recording", "The file does not begin like an asciicast. It can be downloaded as it is.");
+  throw new Unplayable(say("noAsciicast"), own(say("noAsciicastWhy")));
 }
 
 function parseEvent(line) {
@@ -199,8 +204,7 @@ function parseEvent(line) {
 
 function createPlayer(autoPlay) {
   if (typeof AsciinemaPlayer === "undefined") {
-    const text = "Its script did not arrive, or this browser cannot run it. Load the page again, or download the file.";
-    throw new Unplayable("The player could not be loaded", text);
+    throw new Unplayable(say("noPlayer"), own(say("noPlayerWhy")));
   }
   const { cols, rows, events } = state.recording;
   state.player?.dispose();
@@ -233,9 +237,9 @@ function createPlayer(autoPlay) {
 function onPlaying(playing) {
   state.playing = playing;
   el("player").classList.add("started"); // from here on, a new player shows no large button over the picture
-  const [word, icon] = playing ? ["Pause", "pause"] : ["Play", "play"];
+  const [word, icon] = playing ? [say("pause"), "pause"] : [say("play"), "play"];
   el("play").ariaLabel = word;
-  el("play").title = `${word} (Space)`;
+  el("play").title = `${word} (${say("spaceKey")})`;
   el("play").querySelector("use").setAttribute("href", `icons.svg#${icon}`);
 }
 
@@ -300,14 +304,9 @@ function* eventTimes(events) {
 
 // ---- Words ----
 
-function sentence(text) {
-  const said = text.trim();
-  return said && said[0].toUpperCase() + said.slice(1) + (/[.!?\u3002]$/.test(said) ? "" : ".");
-}
-
-function showWords(title, text) {
+function showWords(title, { text, lang }) {
   el("words-title").textContent = title;
-  el("words-text").textContent = text;
+  Object.assign(el("words-text"), { textContent: text, lang });
   el("progress").hidden = true;
   el("words").hidden = false;
 }
@@ -325,24 +324,22 @@ function fail(error) {
     return;
   }
   console.error(error);
-  showWords("The recording cannot be played", "The player failed: the recording is too large for this browser or not in a form it can show. The file itself can be downloaded.");
+  showWords(say("cannotPlay"), own(say("cannotPlayWhy")));
 }
 
 function showIncomplete(outcome) {
   if (!el("incomplete").hidden) return; // the server has said why
-  const running = "The session is still running: load this page again to see more of it.";
-  const cut = "The recording was cut off: the end of the session is missing.";
-  el("incomplete-text").textContent = outcome === "running" ? running : cut;
+  el("incomplete-text").textContent = outcome === "running" ? say("incompleteRunning") : say("incompleteCut");
   el("incomplete").hidden = false;
 }
 
 function showSizeRemark(recorded, shown) {
-  el("size-remark").textContent = `The terminal had a size of ${recorded}. It is shown as ${shown}, so some lines may stand elsewhere.`;
+  el("size-remark").textContent = say("sizeRemark", { recorded, shown });
   el("size-remark").hidden = false;
 }
 
 function showMomentRemark() {
-  el("moment-remark").textContent = "The moment in this link cannot be read, so the recording is at its start. It is written as t=83.5 or t=1h2m3s.";
+  el("moment-remark").textContent = say("momentRemark");
   el("moment-remark").hidden = false;
 }
 
@@ -350,14 +347,14 @@ function showTitle() {
   const title = state.recording.header.title || shortName();
   el("title").textContent = title;
   el("title").title = shortName();
-  document.title = `${title} \u2013 Recording`;
+  document.title = say("titleOfRecording", { title });
 }
 
 // `duration`: what the player's clock counts to, in seconds; less than the recording's where pauses are cut.
 function showMeta(duration) {
   const { header, seconds } = state.recording;
   const [shown, whole] = [clockText(duration), clockText(seconds)];
-  const length = shown === whole ? shown : `${shown} (${whole} with all pauses)`;
+  const length = shown === whole ? shown : say("withPauses", { shown, whole });
   const name = header.title ? shortName() : ""; // else it is the title
   el("meta").textContent = [dateText(dateAt(0)), length, bytesText(state.size), name].filter(Boolean).join(" \u00b7 ");
 }
@@ -370,7 +367,7 @@ function dateAt(seconds) {
 }
 
 function dateText(date) {
-  return date?.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" }) ?? "";
+  return date?.toLocaleString(LOCALE, { dateStyle: "medium", timeStyle: "long" }) ?? "";
 }
 
 function toast(text) {
@@ -411,7 +408,7 @@ function showNow() {
   el("clock").textContent = dateText(date);
   el("clock").dateTime = date?.toISOString() ?? "";
   el("clock").title = date ? `${date.toISOString().slice(0, 19).replace("T", " ")} UTC` : "";
-  el("elapsed").textContent = `${clockText(seconds)} of ${clockText(state.recording.seconds)}`;
+  el("elapsed").textContent = say("elapsedOf", { elapsed: clockText(seconds), whole: clockText(state.recording.seconds) });
   el("seek").setAttribute("aria-valuetext", el("elapsed").textContent);
 }
 
@@ -462,9 +459,9 @@ async function copyLink() {
   history.replaceState(null, "", link);
   try {
     await navigator.clipboard.writeText(link);
-    toast("Copied. The link holds no token: who opens it needs one of their own.");
+    toast(say("linkCopied"));
   } catch {
-    toast("The browser did not allow copying. The link, which holds no token, is in the address bar."); // or plain http
+    toast(say("linkNotCopied")); // or plain http
   }
 }
 
@@ -549,13 +546,14 @@ async function search() {
   const text = el("search-text").value;
   Object.assign(state, { hits: [], hit: -1, searched: "" });
   state.search.stop();
-  showHit(text.trim() ? "Searching" : "");
+  showHit(text.trim() ? say("searching") : "");
   if (!text.trim()) return false;
-  const progress = (part) => showHit(`Searching, ${Math.floor(part * 100)} %`);
+  const progress = (part) => showHit(say("searchingPart", { part: Math.floor(part * 100) }));
   const found = await state.search.find(text, progress);
   if (!found) return false;
-  Object.assign(state, { hits: found.hits, searched: text, many: found.more ? " or more" : "" });
-  showHit(found.hits.length ? `${found.hits.length}${state.many} found` : "Not found");
+  Object.assign(state, { hits: found.hits, searched: text, more: found.more });
+  const count = found.hits.length;
+  showHit(found.more ? say("foundOrMore", { count }) : count ? say("found", { count }) : say("notFound"));
   return true;
 }
 
@@ -568,7 +566,8 @@ async function stepHit(by) {
   const next = hit >= 0 ? hit + by : by > 0 ? before : before - 1;
   state.hit = (next + hits.length) % hits.length;
   showMomentAt(hits[state.hit].seconds);
-  showHit(`${state.hit + 1} of ${hits.length}${state.many}`);
+  const place = { index: state.hit + 1, count: hits.length };
+  showHit(state.more ? say("hitOfMore", place) : say("matchOf", place));
 }
 
 function showHit(count) {
@@ -657,7 +656,7 @@ function picture() {
 async function start() {
   Object.assign(state, takeLink());
   el("title").textContent = shortName();
-  if (!state.filename) throw new Unplayable("No recording was named", "The link is incomplete: it needs filename=\u2026 and a token.");
+  if (!state.filename) throw new Unplayable(say("noName"), own(say("noNameWhy")));
   const slow = setTimeout(showProgress, PROGRESS_DELAY_MS, 0, 0);
   const blob = await fetchRecording().finally(() => clearTimeout(slow));
   offerDownload(blob);
@@ -706,7 +705,7 @@ function listen() {
 // What runs now has chapters, too; there is no way back to them until it has ended.
 async function watch() {
   const chapters = new Chapters(el("chapters"));
-  const live = new LiveView(takeLink(), { showWords, sentence, isLight, font: TERMINAL_FONT });
+  const live = new LiveView(takeLink(), { showWords, isLight, font: TERMINAL_FONT });
   live.onchapter = (chapter) => {
     chapters.add(chapter);
     chapters.light(chapter.seconds);

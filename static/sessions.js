@@ -1,6 +1,8 @@
 // The page of sessions: open ones as they are now, ended ones by the page, and what was typed in them. Filters and token
 // stand behind the # of the address, as in the player: a view can be linked, and no server on the way logs it.
 
+import { LOCALE, own, said, say, sentence } from "./words.js";
+
 const POLL_MS = 2000;
 const ENDED_POLLS = 5; // after which the ended ones are looked at, too: some were never seen open
 const TYPING_MS = 500; // without a key, after which a search begins: each one stands in the ledger
@@ -8,8 +10,8 @@ const TOAST_MS = 8000;
 const ROWS_BY_THEMSELVES = 500; // that scrolling brings; from here on a button does
 const NEAR_END = "600px"; // of the list, where scrolling brings more
 const FILTERS = { sessions: ["q", "user", "namespace", "pod", "since", "until"], commands: ["q", "user", "since", "until"] };
-const PLACEHOLDERS = { sessions: "Search user, pod, address, reason\u2026", commands: "Search commands\u2026" };
-const TITLES = { 400: "This cannot be searched for", 401: "You may not see this", 403: "You may not see this" };
+const PLACEHOLDERS = { sessions: say("searchSessions"), commands: say("searchCommands") };
+const TITLES = { 400: say("cannotSearch"), 401: say("mayNotSee"), 403: say("mayNotSee") };
 const MINUTE = 60;
 const HOUR = 3600;
 const DAY = 24 * HOUR;
@@ -29,9 +31,10 @@ const state = {
 };
 
 class Failure extends Error {
-  constructor(title, text, again) {
+  // `told`: {text, lang}.
+  constructor(title, told, again) {
     super(title);
-    Object.assign(this, { title, text, again }); // again: whether asking again may help
+    Object.assign(this, { title, ...told, again }); // again: whether asking again may help
   }
 }
 
@@ -43,12 +46,14 @@ async function ask(path, params, options = {}) {
   const headers = { ...options.headers, ...(state.token ? { Authorization: `Bearer ${state.token}` } : {}) };
   const response = await fetch(url, { cache: "no-store", ...options, headers }).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The server could not be reached", "Check the network connection; this page tries again by itself.", true);
+    throw new Failure(say("notReached"), own(say("pageTries")), true);
   });
   if (response.ok) return response;
   const plain = (response.headers.get("Content-Type") || "").startsWith("text/plain");
-  const said = plain ? sentence(await response.text()) : "";
-  throw new Failure(TITLES[response.status] ?? "The server could not answer", said || `It answered with status ${response.status}.`, response.status >= 500);
+  const { status } = response;
+  const words = plain ? (await response.text()).trim() : "";
+  const told = words ? sentence(words) : own(say("answeredWith", { status }));
+  throw new Failure(TITLES[status] ?? say("couldNotAnswer"), told, status >= 500);
 }
 
 // The filters as the server takes them: days are those of this browser's zone, the last one to its end.
@@ -95,7 +100,7 @@ class List {
     const response = await ask(this.path, params, { signal: state.asking.signal });
     const answer = await response.json().catch((error) => {
       if (error.name === "AbortError") throw error;
-      throw new Failure("The server could not answer", "What came is not from a jumpserver; a proxy may stand before it.", true);
+      throw new Failure(say("couldNotAnswer"), own(say("notFromHere")), true);
     });
     if ("may_terminate" in answer) state.mayEnd = answer.may_terminate;
     return { items: this.of(answer), next: answer.next };
@@ -176,46 +181,49 @@ const commands = new List("commands", {
 function fillOpen(row, item) {
   const ending = state.ending.get(item.session_id);
   fill(row, item, {
-    hint: ", watch",
-    time: `since ${timeText(item.login_at)}`,
+    hint: say("hintWatch"),
+    time: say("sinceTime", { time: timeText(item.login_at) }),
     lasts: durationText(Date.now() / 1000 - item.login_at),
     state: ending ?? idleText(item),
-    bytes: Number.isFinite(item.size) ? `${bytesText(item.size)} recorded` : "",
+    bytes: Number.isFinite(item.size) ? say("recordedBytes", { size: bytesText(item.size) }) : "",
   });
   row.dataset.state = ending ? "ending" : item.detached ? "detached" : "open";
-  act(row, "Watch", playerLink(item, { live: 1 }));
+  act(row, say("watch"), playerLink(item, { live: 1 }));
   const end = row.querySelector(".end");
   end.hidden = Boolean(ending) || !state.mayEnd;
+  end.textContent = say("endDots");
   end.onclick = () => askForReason(item);
 }
 
 function fillEnded(row, item) {
   fill(row, item, {
-    hint: ", replay",
+    hint: say("hintReplay"),
     time: timeText(item.login_at),
     lasts: durationText(item.logout_at - item.login_at),
-    state: item.reason || "ended",
+    state: item.reason ? said(item.reason) : say("endedState"),
     bytes: Number.isFinite(item.size) ? bytesText(item.size) : "",
   });
-  act(row, "Replay", playerLink(item, {}));
+  act(row, say("replay"), playerLink(item, {}));
   const download = row.querySelector(".download");
   download.hidden = false;
+  download.textContent = say("download");
   download.onclick = () => save(item);
 }
 
 function fillCommand(row, { session, seconds, text, exit_code: exit }) {
-  const lines = { hint: ", replay from here", time: timeText(session.login_at + seconds), command: text };
-  fill(row, session, { ...lines, exit: Number.isInteger(exit) ? `exit ${exit}` : "" });
+  const lines = { hint: say("hintReplayHere"), time: timeText(session.login_at + seconds), command: text };
+  fill(row, session, { ...lines, exit: Number.isInteger(exit) ? say("exit", { code: exit }) : "" });
   row.dataset.state = exit ? "failed" : "done";
   act(row, "", playerLink(session, { t: Math.floor(seconds) }));
 }
 
 function fill(row, item, texts) {
   const place = [item.namespace, item.container_name, item.cluster].filter(Boolean).join(" \u00b7 ");
-  const all = { user: item.user || "(no name)", address: item.remote_addr, pod: item.pod_name, within: place, ...texts };
+  const all = { user: item.user || say("noUser"), address: item.remote_addr, pod: item.pod_name, within: place, ...texts };
   for (const cell of row.querySelectorAll("[data-text]")) {
-    const text = all[cell.dataset.text] ?? "";
-    if (cell.textContent !== text) cell.textContent = text;
+    const value = all[cell.dataset.text] ?? "";
+    const { text, lang } = typeof value === "string" ? { text: value, lang: "" } : value;
+    if (cell.textContent !== text) Object.assign(cell, { textContent: text, lang });
     cell.title = text;
   }
 }
@@ -232,32 +240,28 @@ function playerLink(item, more) {
 
 // ---- Words and numbers ----
 
-function sentence(text) {
-  const said = text.trim();
-  return said && said[0].toUpperCase() + said.slice(1) + (/[.!?\u3002]$/.test(said) ? "" : ".");
-}
-
 function timeText(seconds) {
   const time = new Date(seconds * 1000);
-  const clock = time.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  const clock = time.toLocaleTimeString(LOCALE, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   const now = new Date();
   if (time.toDateString() === now.toDateString()) return clock;
   const year = time.getFullYear() === now.getFullYear() ? {} : { year: "numeric" };
-  return `${time.toLocaleDateString(undefined, { day: "numeric", month: "short", ...year })}, ${clock}`;
+  return `${time.toLocaleDateString(LOCALE, { day: "numeric", month: "short", ...year })}, ${clock}`;
 }
 
 function durationText(seconds) {
   const whole = Math.max(0, Math.round(seconds));
-  if (whole < MINUTE) return `${whole} s`;
-  if (whole < HOUR) return `${Math.floor(whole / MINUTE)} min`;
-  if (whole < DAY) return `${Math.floor(whole / HOUR)} h ${String(Math.floor(whole / MINUTE) % 60).padStart(2, "0")} min`;
-  return `${Math.floor(whole / DAY)} d ${Math.floor(whole / HOUR) % 24} h`;
+  const [minutes, hours, days] = [MINUTE, HOUR, DAY].map((unit) => Math.floor(whole / unit));
+  if (!minutes) return say("secondsLong", { seconds: whole });
+  if (!hours) return say("minutesLong", { minutes });
+  if (!days) return say("hoursAndMinutes", { hours, minutes: String(minutes % 60).padStart(2, "0") });
+  return say("daysAndHours", { days, hours: hours % 24 });
 }
 
 function idleText({ idle, detached }) {
-  if (detached) return "waits for its browser";
-  if (!Number.isFinite(idle)) return "on another server"; // which alone knows
-  return idle < POLL_MS / 1000 ? "typing" : `idle ${durationText(idle)}`;
+  if (detached) return say("waitsForBrowser");
+  if (!Number.isFinite(idle)) return say("onAnother"); // which alone knows
+  return idle < POLL_MS / 1000 ? say("typing") : say("idleFor", { time: durationText(idle) });
 }
 
 function bytesText(bytes) {
@@ -266,9 +270,9 @@ function bytesText(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-function showWords({ title, text }) {
+function showWords({ title, text, lang }) {
   el("words-title").textContent = title;
-  el("words-text").textContent = text;
+  Object.assign(el("words-text"), { textContent: text, lang });
   el("words").hidden = false;
 }
 
@@ -293,7 +297,7 @@ async function attempt(step) {
     if (error.name === "AbortError") return "no"; // something else is shown by now
     if (!(error instanceof Failure)) throw error;
     document.body.classList.toggle("refused", !error.again);
-    if (error.again) el("status").textContent = `${error.title}. ${error.text}`;
+    if (error.again) el("status").textContent = say("triesAgain", { why: error.title, text: error.text });
     else showWords(error);
     return error.again ? "later" : "no";
   }
@@ -341,7 +345,7 @@ async function poll() {
 function askForReason(item) {
   state.chosen = item;
   const place = [item.namespace, item.pod_name, item.container_name].filter(Boolean).join("/");
-  el("end-text").textContent = `${item.user || "Somebody"} in ${place}, since ${timeText(item.login_at)}.`;
+  el("end-text").textContent = say("endText", { user: item.user || say("somebody"), place, time: timeText(item.login_at) });
   el("end-failure").hidden = true;
   el("reason").value = "";
   el("end-dialog").showModal();
@@ -356,9 +360,9 @@ async function end(event) {
     const body = JSON.stringify({ reason: el("reason").value });
     const path = `sessions/${encodeURIComponent(chosen.session_id)}/terminate`;
     const { will } = await (await ask(path, {}, { method: "POST", headers, body })).json();
-    state.ending.set(chosen.session_id, "ending");
+    state.ending.set(chosen.session_id, say("ending"));
     el("end-dialog").close();
-    toast(sentence(will));
+    toast(sentence(will).text);
     poll();
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
@@ -374,14 +378,14 @@ async function end(event) {
 // Not as a link: its address would have the token, and proxies log addresses.
 async function save(item) {
   const name = item.filename.split("/").pop();
-  toast(`Downloading ${name}\u2026`);
+  toast(say("downloading", { name }));
   try {
     const blob = await (await ask("records/play", { filename: item.filename })).blob();
     const anchor = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
     anchor.click();
     setTimeout(() => URL.revokeObjectURL(anchor.href), TOAST_MS);
   } catch (error) {
-    toast(`${name}: ${error instanceof Failure ? error.text : "the download broke off."}`);
+    toast(say("downloadFailed", { name, why: error instanceof Failure ? error.text : say("brokeOff") }));
   }
 }
 

@@ -11,7 +11,7 @@ import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mj
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
-import { own, said, say } from "./words.js";
+import { own, said, say, sentence } from "./words.js";
 
 const CLOSE_DENIED = 4403;
 const CLOSE_GONE = 4410;
@@ -197,10 +197,10 @@ async function onOver({ event, end, upgraded, opened, taken }) {
   } else if (end && opened) {
     const code = end.exit_code;
     const exit = Number.isInteger(code) && !reason?.includes(code) ? say("exitCode", { code }) : "";
-    const told = sentence(reason);
+    const told = reasonTold(reason);
     finish("ended", { ...told, text: `${told.text} ${exit}`.trim() }, hint, again);
   } else if (!opened && (end || event.code >= 4000)) {
-    finish("refused", sentence(reason), hint, again);
+    finish("refused", reasonTold(reason), hint, again);
   } else if (upgraded || opened) {
     const words = navigator.onLine ? say("unreachable") : say("offline");
     finish("lost", reason ? sentence(reason) : own(words), hint, again);
@@ -225,15 +225,13 @@ function finish(phase, { text, lang }, hint, again) {
   el("notice").focus(); // not the button: keys still being typed must not open a shell
 }
 
+function reasonTold(reason) {
+  return reason?.trim() ? sentence(reason) : own(say("noReason"));
+}
+
 function closePage() {
   window.close();
   setTimeout(() => toast(say("tabKept")), CLOSING_MS);
-}
-
-function sentence(reason) {
-  const { text, lang } = reason?.trim() ? said(reason.trim()) : own(say("noReason"));
-  const end = /[.!?\u3002]$/.test(text) ? "" : lang === "en" ? "." : "\u3002";
-  return { text: text[0].toUpperCase() + text.slice(1) + end, lang };
 }
 
 function setPhase(phase, words, silent = false) {

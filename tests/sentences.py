@@ -34,7 +34,16 @@ _FORMS = re.compile(
 # Single texts that are left out, by the reason.
 LEFT_OUT = {
     "caught where it is raised": {
-        *("a zone", "another form", "no such port", "too long", "not signed by us", "not base64url", "no zone"),
+        *(
+            "a zone",
+            "another form",
+            "no such port",
+            "beyond all calendars",
+            "too long",
+            "not signed by us",
+            "not base64url",
+            "no zone",
+        ),
         *("not a message of this protocol", "not …", "no such bytes", "no argument of a program can hold it"),
         *("'%' in a host name", "columns and rows are whole numbers from 1 to 65535", "timed out", "no HTTP answer"),
     },

@@ -303,7 +303,11 @@ class Program(Installation):
         self.log_file = folder / "log"
 
     def __enter__(self) -> Program:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

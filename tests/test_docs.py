@@ -355,7 +355,8 @@ def test_the_hooks_example_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "our_platform.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "our_hooks.py").write_text(blocks("docs/integrate.md", "python")[2])
-    assert hooks.load_hooks(tmp_path / "our_hooks.py").__name__ == "OurHooks"
+    own = hooks.load_hooks(tmp_path / "our_hooks.py")
+    assert (own.__name__, own.actions) == ("OurHooks", hooks.Hooks.actions)
 
 
 def test_the_token_of_the_readme_is_accepted(own_hooks: hooks.Hooks) -> None:

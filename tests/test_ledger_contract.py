@@ -446,7 +446,12 @@ def test_commands_are_in_the_chain(typed: Ledger) -> None:
         db.execute(
             'INSERT INTO commands SELECT 9, session_id, "user", time, seconds, text, 0 FROM commands WHERE number = 1'
         )
-    assert faults(typed) == ["commands 1 to 2 are not what entry 3 says", "commands 4 to 9 are in no entry"]
+        db.execute("INSERT INTO commands SELECT -5, session_id, \"user\", time, seconds, 'rm', 0 FROM commands LIMIT 1")
+    assert faults(typed) == [
+        "commands 1 to 2 are not what entry 3 says",
+        "commands 4 to 9 are in no entry",
+        "command -5 is in no entry",
+    ]
 
 
 # -- the example ------------------------------------------------------------------------------------------------------

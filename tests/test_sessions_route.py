@@ -254,6 +254,21 @@ def test_a_link_to_one_recording_shows_its_session_and_no_other(server: RunningS
     assert get(server, "sessions/a", **claims)[0] == 200
     for path in ("sessions", "sessions/b", "sessions/none", "commands"):
         assert get(server, path, **claims) == (403, "this link is for another recording\n")
+    mistakes: list[Any] = ["", None, [], 0, "."]  # that a platform may sign
+    for nothing in mistakes:
+        for path in ("sessions", "sessions/a", "commands"):
+            assert get(server, path, filename=nothing) == (403, "this link is for another recording\n")
+
+
+def test_a_link_may_name_its_recording_as_the_ledger_does_or_shorter(server: RunningServer, terminal: Terminal) -> None:
+    session_id, path = terminal.wait_for_event("session")["id"], newest(server)
+    for name in (str(path), str(path.relative_to(server.config.record_path))):
+        assert get(server, f"sessions/{session_id}", filename=name)[0] == 200
+        played = {
+            asked: answer_of(server, f"records/play?filename={asked}&token={server.link_token(filename=name)}")[0]
+            for asked in (str(path), str(path.relative_to(server.config.record_path)), f"x/../{name}", f"./{name}")
+        }
+        assert list(played.values()) == [200, 200, 403, 403]
 
 
 def test_the_scope_audit_plays_recordings(server: RunningServer, terminal: Terminal) -> None:

@@ -15,13 +15,16 @@ import jumpserver
 from tests.conftest import WAIT_MS
 from tests.support import RunningServer
 from tests.test_pages import open_terminal, phase, run, sent_messages
+from tests.test_player_page import cast, play, player_text
+from tests.test_sessions_route import write
 
 STATIC = Path(jumpserver.__file__).parent / "static"
 SCRIPTS = {file.name: file.read_text() for file in STATIC.glob("*.js") if file.name != "words.js"}
 PAGES = {file.name: file.read_text() for file in STATIC.glob("*.html")}
 # What is read or seen of the page without the terminal itself: texts and the attributes that hold some.
 SHOWN = """() => {
-    const shown = (element) => !element.closest("#unloaded, .xterm, [lang=en]") && element.checkVisibility();
+    const others = "#unloaded, .xterm, .ap-player, .chapter, #clock, #title, [data-text], [lang=en]";
+    const shown = (element) => !element.closest(others) && element.checkVisibility();
     const texts = [];
     for (const element of document.body.querySelectorAll("*")) {
         if (!shown(element)) continue;
@@ -31,7 +34,7 @@ SHOWN = """() => {
     return texts.filter(Boolean);
 }"""
 # Names of keys and things, which are the same in Chinese.
-SAME = re.compile(r"Esc|Tab|Ctrl|A[\u2212+]|[^A-Za-z]*|demo( / main)?")
+SAME = re.compile(r"Esc|Tab|Ctrl|Enter|Pod|[fkF]|A[\u2212+]|[^A-Za-z]*|demo( / main)?")
 
 
 @pytest.fixture
@@ -157,3 +160,51 @@ def test_no_page_is_drawn_in_the_wrong_language_first(server: RunningServer, chi
     chinese.wait_for_selector("#target", state="attached")
     assert [text for text in chinese.evaluate(SHOWN) if not SAME.fullmatch(text)] == []
     assert messages == []
+
+
+def test_the_player_speaks_chinese(server: RunningServer, chinese: Page) -> None:
+    events = [[0.1, "o", "start"], [1, "m", "$ ls"], [2, "d", "1"], [60, "o", "end"]]
+    play(server, chinese, cast(*events, title="demo", width=1001) + "[61, ")
+    player_text(chinese, "start")
+    chinese.get_by_role("button", name="暂停").click()
+    chinese.keyboard.press("/")
+    chinese.keyboard.type("start")
+    chinese.keyboard.press("Enter")
+    expect(chinese.locator("#search-count")).to_have_text(re.compile("^第 1 个.共 1 个$"))
+    expect(chinese.locator("#search-line")).to_have_text("start")
+    expect(chinese.locator("#incomplete-text")).to_have_text(re.compile("^录像被截断.缺少会话的结尾。$"))
+    expect(chinese.locator("#elapsed")).to_have_text("00:00 / 01:00")
+    expect(chinese.locator("#clock")).to_contain_text("年")
+    chinese.locator("#search-line").evaluate("(line) => (line.lang = 'en')")
+    assert english_left(chinese) == []
+    chinese.keyboard.press("Escape")
+    chinese.keyboard.press("?")
+    expect(chinese.get_by_role("dialog")).to_be_visible()
+    assert english_left(chinese) == []
+
+
+def test_the_player_refuses_in_chinese(server: RunningServer, chinese: Page) -> None:
+    chinese.goto(f"{server.url}player.html#filename=any.cast&token=wrong")
+    expect(chinese.locator("#words-text")).to_have_text(re.compile("^此链接无效.请从平台重新打开。$"))
+    chinese.locator("#title").evaluate("(title) => (title.lang = 'en')")  # the name of the file
+    assert english_left(chinese) == []
+    chinese.goto("about:blank")
+    chinese.goto(f"{server.url}player.html?live=1")
+    expect(chinese.locator("#words-title")).to_have_text("没有指明会话")
+    assert english_left(chinese) == []
+
+
+def test_the_sessions_page_speaks_chinese(server: RunningServer, chinese: Page) -> None:
+    write(server, "a")
+    with server.connect():
+        chinese.goto(f"{server.url}sessions.html#token={server.link_token('audit terminate')}")
+        expect(chinese.locator("#ended [data-text=state]")).to_have_text("the end of a")
+        expect(chinese.locator("#open [data-text=time]")).to_have_text(re.compile("^自 "))
+        assert english_left(chinese) == []
+        chinese.get_by_role("button", name="结束……").click()
+        expect(chinese.get_by_role("dialog")).to_contain_text("结束此会话")
+        assert english_left(chinese) == []
+        chinese.get_by_role("button", name="保留").click()
+        chinese.get_by_role("button", name="命令").click()
+        expect(chinese.get_by_text("没有符合条件的命令。")).to_be_visible()
+        assert english_left(chinese) == []
