@@ -32,7 +32,13 @@ from tests.support import (
     wait_until,
 )
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+
+def text(name: str) -> str:
+    """A file of deploy/."""
+    return (Path(__file__).parent.parent / "deploy" / name).read_text()
+
+
+SHIPPED = text("nginx.conf")
 SHORTEST = """
 map $http_upgrade $connection_upgrade { default upgrade; '' close; }
 server {
@@ -45,7 +51,6 @@ server {
     }
 }
 """
-SHIPPED = (DEPLOY / "nginx.conf").read_text()
 # Debian has no package of it.
 WHERE_INSTALLED = pytest.mark.skipif(not shutil.which("traefik"), reason="traefik is not installed")
 
@@ -102,11 +107,11 @@ def behind_traefik(folder: Path, server: RunningServer) -> Iterator[Front]:
 
 def shipped(front: Front, server: RunningServer, name: str, **changes: str) -> str:
     """Write the file from deploy/ for these ports; returns its path."""
-    text = (DEPLOY / name).read_text().replace(":7000", f":{server.port}").replace(":8080", f":{front.port}")
+    config = text(name).replace(":7000", f":{server.port}").replace(":8080", f":{front.port}")
     for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
-    (front.folder / name).write_text(text)
+        assert old in config
+        config = config.replace(old, new)
+    (front.folder / name).write_text(config)
     return str(front.folder / name)
 
 
@@ -225,6 +230,12 @@ def test_the_address_without_the_final_slash_leads_to_the_page(front: tuple[Runn
     assert re.search(rb"\r\nlocation: (http://x)?/jumpserver/\?ssh_token=a\r\n", answer, re.I)
     with urllib.request.urlopen(f"http://{proxy.base}", timeout=10) as page:
         assert page.url.rstrip("?") == f"http://{proxy.base}/" and b"<html" in page.read()
+
+
+@pytest.mark.parametrize(("name", "count"), [("nginx.conf", 2), ("haproxy.cfg", 3)])
+def test_a_silent_terminal_is_not_taken_for_a_dead_one(name: str, count: int) -> None:
+    limits = re.findall(r"(?m)^ *(?:proxy_(?:read|send)_timeout|timeout (?:client|server|tunnel)) (\d+)s", text(name))
+    assert len(limits) == count and min(map(int, limits)) >= 2 * jumpserver.PING_SECONDS
 
 
 def test_what_it_lets_through_is_refused_by_the_server_in_words(server: RunningServer, tmp_path: Path) -> None:
