@@ -375,7 +375,7 @@ def auth_data(values: Mapping[str, Any], clusters: Mapping[str, Path]) -> TokenA
         texts["cluster_cfg"] = _read_cluster(file)
     seconds: dict[str, Any] = {name: _token_seconds(name, values.get(name)) for name in _SECONDS}
     mark: dict[str, Any] = {name: _token_mark(name, values.get(name)) for name in NORMAL_MARKS}
-    known = {*_TEXT_LIMITS, *_SECONDS, *mark, "command"}
+    known = {*_TEXT_LIMITS, *_SECONDS, *filter(mark.get, mark), "command"}
     extra = {key: value for key, value in values.items() if key not in known}
     return TokenAuthData(
         **texts, **seconds, **mark, command=tuple(command), cluster=cluster, cluster_file=file, extra=extra
@@ -414,10 +414,11 @@ NORMAL_MARKS: Mapping[str, Callable[[str], str]] = {"label": normal_label, "colo
 
 
 def _token_mark(name: str, value: object) -> str:
+    """What has another form is no mark: a platform may have a field of that name for a purpose of its own."""
     try:
-        return NORMAL_MARKS[name](_token_text(name, value, _LABEL_LIMIT_CHARACTERS))
-    except ValueError as exc:
-        raise HookError(f"{name} of a token {exc}") from None
+        return NORMAL_MARKS[name](value) if isinstance(value, str) else ""
+    except ValueError:
+        return ""
 
 
 def _token_seconds(name: str, value: object) -> int:
