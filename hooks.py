@@ -350,6 +350,7 @@ _COLOURS = {
     "purple": "#a06be0",
     "grey": "#8a91a2",
 }
+_COLOUR = re.compile("(#[0-9a-f]{6})?")
 LIMIT_MAXIMUM = 10**9  # of a number in [Limits], and of a token's
 _COMMAND_LIMIT_CHARACTERS = 1 << 16
 _TOKEN_LIMIT_CHARACTERS = 1 << 16
@@ -404,7 +405,7 @@ def normal_label(text: str) -> str:
 def normal_colour(text: str) -> str:
     """A colour as ``#rrggbb``; "" stays so. Raises ValueError."""
     colour = _COLOURS.get(text, text.lower())
-    if not re.fullmatch("(#[0-9a-f]{6})?", colour):
+    if not _COLOUR.fullmatch(colour):
         raise ValueError(f"must be #rrggbb or one of {', '.join(_COLOURS)}")
     return colour
 

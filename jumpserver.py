@@ -1687,7 +1687,7 @@ class Session:
 
     def _say_goodbye(self, end: End) -> None:
         """Show what is left, and the reason; close the browser's connection."""
-        words = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode() if end.notice else b""
+        notice = words = f"\r\n[jumpserver] {printable(end.reason)}\r\n".encode() if end.notice else b""
         output, browser = self._output, self._browser
         if output is not None:
             with contextlib.suppress(RecordError):
@@ -1698,8 +1698,11 @@ class Session:
         if browser is None:
             return
         with contextlib.suppress(BrowserGone):
-            if output is not None:
-                self._send_output(browser, output, None)
+            try:
+                if output is not None:
+                    self._send_output(browser, output, None)
+            except RecordError:  # the file is gone, and so is what the browser has not got yet
+                words = notice
             if words:  # of the server's own, which are shown even where nothing can be recorded
                 browser.send(words)
             reusable = self._token_opens_another()

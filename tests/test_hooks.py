@@ -506,6 +506,8 @@ FLAT = {
     "extra": {"ticket": "T-1"},
     "directory": "",
     "message": "",
+    "label": "",
+    "colour": "",
     "context": "",
     "cluster": "",
     "session_id": "id-1",

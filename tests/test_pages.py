@@ -230,7 +230,7 @@ def test_a_flood_is_held_back_and_does_not_freeze_the_page(server: RunningServer
     wait_for_text(page, "flood-2", timeout_ms=60_000)
     assert page.evaluate("window.longestStall") < 2000
     drawn = [message["drawn"] for message in messages if message["type"] == "ack"]
-    assert drawn == sorted(drawn) and len(drawn) > 20
+    assert drawn == sorted(drawn) and len(drawn) > 5  # the window may be as large as 4 MiB
 
 
 def test_search_begins_at_the_newest_match_and_counts(server: RunningServer, page: Page) -> None:

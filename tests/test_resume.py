@@ -85,6 +85,17 @@ def test_a_flood_goes_on_for_16_mib_and_all_of_it_is_there_for_who_comes_back(se
         assert lost.output + terminal.output == b"".join(b"%d\n" % number for number in range(1, 3_500_001))
 
 
+def test_who_comes_back_for_output_whose_recording_has_vanished_is_told_the_end(server: RunningServer) -> None:
+    lost = dropped(server, server.connect(command=["sh", "-c", "stty raw; seq 200000; exec cat"]))
+    (session,) = server.server.sessions.all()
+    wait_until(lambda: session._bytes_out > MIB, "a flood that is read ahead")
+    newest(server).unlink()
+    back = server.resume(lost, drawn=0)
+    reason = back.wait_end()["reason"]
+    assert back.close_code == 4500
+    assert back.output.endswith(f"\r\n[jumpserver] {reason}\r\n".encode())
+
+
 def test_what_was_typed_before_the_drop_runs_on_and_the_shell_is_the_same(server: RunningServer) -> None:
     terminal = server.connect()
     terminal.type("mark=$$; echo before-$mark\n")
