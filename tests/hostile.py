@@ -129,8 +129,12 @@ def child() -> None:
 
 
 def slow(work: list[tuple[str, re.Pattern[Any], str]]) -> list[str]:
-    """Which of (name, pattern, method) take more than linear time."""
+    """Which of (name, pattern, method) take more than linear time.
+
+    Twice in a row: a virtual machine that stands still for a second may count it as used.
+    """
     found: list[str] = []
+    suspect: object = None
     while work:
         told = [
             (source.decode("latin-1") if isinstance(source, bytes) else source, pattern.flags, of_bytes, method)
@@ -145,9 +149,12 @@ def slow(work: list[tuple[str, re.Pattern[Any], str]]) -> list[str]:
             assert len(done.stdout.split()) == len(work)
             return found
         assert done.returncode == -signal.SIGXCPU, done.stderr
-        at = int(done.stdout.split()[-1])
-        found.append(f"{work[at][0]}.{work[at][2]}")
-        work = work[at + 1 :]
+        work = work[int(done.stdout.split()[-1]) :]
+        if suspect is not work[0]:
+            suspect = work[0]
+        else:
+            name, _, method = work.pop(0)
+            found.append(f"{name}.{method}")
     return found
 
 

@@ -41,10 +41,14 @@ class Link(Relay):
         super()._serve(near)
 
     def drop(self) -> None:
-        for near in self._pairs:
+        pairs, self._pairs = self._pairs, []
+        for near in pairs:
             with contextlib.suppress(OSError):
                 near.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
+
+    def is_up(self) -> bool:
+        """Whether a connection has come since they were cut."""
+        return bool(self._pairs)
 
 
 @pytest.fixture
@@ -78,6 +82,7 @@ def test_a_dropped_connection_comes_back_to_the_same_shell(server: RunningServer
     run(page, "mark=shell-$$; stty -echo; for i in $(seq 2000); do echo line-$i; done; echo do''ne")
     for _ in range(5):
         link.drop()
+        wait_until(link.is_up, "the page to come back")
         phase(page, "connected")
     wait_for_text(page, "done", timeout_ms=30_000)
     run(page, "echo $mark; echo st''ill")
