@@ -3748,6 +3748,9 @@ def _phase(session_id: str) -> float:
 # -- the servers ------------------------------------------------------------------------------------------------------
 
 
+POLL_SECONDS = 0.1  # how soon a thread that accepts connections sees that it shall end
+
+
 class ListenError(Exception):
     """The server cannot listen at its address; the text says why."""
 
@@ -3812,7 +3815,7 @@ class AdminListener(_Acceptor):
 
     def __init__(self, server: JumpServer, inherited: socket.socket | None) -> None:
         self._server = server
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="admin", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=(POLL_SECONDS,), name="admin", daemon=True)
         super().__init__("admin_listen", server.config.Server.admin_listen, inherited)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -3990,7 +3993,7 @@ class JumpServer(_Acceptor, http.server.ThreadingHTTPServer):
         space = Space(self.folder, self.sessions)
         self.clock.ticks += [self._report, self._count_down, self._tick_sessions, space.tick, self._heartbeats.tick]
         self.errands.ticks += [self._do_what_is_asked, self._write_notes]
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="listener")
+        self._thread = threading.Thread(target=self.serve_forever, args=(POLL_SECONDS,), name="listener")
         self.admin: AdminListener | None = None
         self._hand_over: HandOver | None = None  # where other servers may have sessions to which browsers come back
         super().__init__("listen", config.Server.listen, inherited.get("listen"))

@@ -397,7 +397,7 @@ class StandIn:
         self._server = _Server(self, (self.host, self.port), self._context)
         self.port = self._server.server_port
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="standin-accept", daemon=True
+            target=self._server.serve_forever, args=(0.01,), name="standin-accept", daemon=True
         )
         self._thread.start()
 

@@ -17,7 +17,7 @@ import pytest
 import jumpserver
 from demo.cluster import StandIn
 from hooks import Denied, Hooks, HooksSettings, LogEvent, log_event
-from tests.support import Listener, Program, end_shell, exchange, read_until, request_head, run_program
+from tests.support import Listener, Program, end_shell, exchange, read_until, request_head, run_program, wait_until
 
 
 def test_what_went_wrong_can_be_told_from_what_happens_every_day(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,6 +101,7 @@ def day(folder: Path, cluster: StandIn) -> tuple[str, str]:
             refused.wait_end()
         server.config_file.write_text("no TOML")
         server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "nothing of the configuration has changed" in server.log(), "the reload")
         server.wait_settled()
         assert server.end() == 0
     return server.log(), token
