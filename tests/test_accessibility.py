@@ -133,4 +133,6 @@ def test_a_player_that_has_not_started(server: RunningServer, page: Page) -> Non
     page.wait_for_selector("#stuck", state="attached")
     page.evaluate("document.getAnimations().forEach((animation) => animation.finish())")
     expect(page.locator("#stuck")).to_be_visible()
+    expect(page.locator("#title")).not_to_be_empty()
+    expect(page.get_by_role("button", name="Colours")).to_be_visible()  # the words have come
     assert findings_in_all_colours(page) == []
