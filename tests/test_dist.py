@@ -330,18 +330,23 @@ def test_init_says_in_one_line_what_it_cannot_do(pyz: Path, tmp_path: Path, fold
 # -- vendored and installed -------------------------------------------------------------------------------------------
 
 
+def assert_complete(program: Program) -> None:
+    """It has all pages, opens a terminal, warns of nothing, and ends in order."""
+    for name in sorted(jumpserver.ASSETS.values()):
+        assert answer_of(program, name)[0] == 200, name
+    with program.connect() as terminal:
+        terminal.wait_for_event("session")
+    assert program.end() == 0
+    assert "warning" not in program.log()
+
+
 def test_the_folder_starts_from_any_working_directory_with_all_its_pages(
     dist: Path, cluster: StandIn, tmp_path: Path
 ) -> None:
     vendored = extracted(dist, tmp_path / "ops" / "vendor")
     before = sorted(vendored.rglob("*"))
     with Program(tmp_path, cluster, python=(sys.executable, "-B"), program=vendored / "jumpserver.py") as program:
-        for name in sorted(jumpserver.ASSETS.values()):
-            assert answer_of(program, name)[0] == 200, name
-        with program.connect() as terminal:
-            terminal.wait_for_event("session")
-        assert program.end() == 0
-        assert "warning" not in program.log()
+        assert_complete(program)
     assert sorted(vendored.rglob("*")) == before
 
 
@@ -365,12 +370,7 @@ def test_pip_installs_a_command_with_pages_and_needs_nothing_to_build_it(
     subprocess.run(command, check=True, env={**os.environ, "PIP_CONFIG_FILE": os.devnull})
     command_of_venv = tmp_path / "venv/bin/jumpserver"
     with Program(tmp_path, cluster, python=(), program=command_of_venv, hooks_file=HOOKS) as program:
-        for name in sorted(jumpserver.ASSETS.values()):
-            assert answer_of(program, name)[0] == 200, name
-        with program.connect() as terminal:
-            terminal.wait_for_event("session")
-        assert program.end() == 0
-        assert "warning" not in program.log()
+        assert_complete(program)
     shown = subprocess.check_output([*pip, "show", "--files", "k8s-jumpserver"], text=True)
     assert f"Version: {jumpserver.__version__}\n" in shown
     assert f"/k8s_jumpserver/static/{jumpserver.ASSETS['/']}" in shown.replace("  ", "/")
