@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support import need_program
+from tests.support import RunningServer, Terminal, need_program
 
 CHROMIUM_ARGS = [
     "--headless",
@@ -52,3 +52,12 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert faults == []
+
+
+@pytest.fixture
+def terminal(server: RunningServer) -> Iterator[Terminal]:
+    """Of bob, who has run a command."""
+    with server.connect(sub="bob") as terminal:
+        terminal.type("echo hi-$((1 + 1))\n")
+        terminal.wait_for("hi-2")
+        yield terminal

@@ -40,14 +40,6 @@ def names(page: Page, section: str = "ended") -> list[str]:
     return found
 
 
-@pytest.fixture
-def terminal(server: RunningServer) -> Iterator[Terminal]:
-    with server.connect(sub="bob") as terminal:
-        terminal.type("echo hi-$((1 + 1))\n")
-        terminal.wait_for("hi-2")
-        yield terminal
-
-
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 

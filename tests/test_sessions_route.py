@@ -73,14 +73,6 @@ def written(server: RunningServer, kind: str) -> list[Entry]:
     return entries(server, kind)
 
 
-@pytest.fixture
-def terminal(server: RunningServer) -> Iterator[Terminal]:
-    with server.connect(sub="bob") as terminal:
-        terminal.type("echo hi-$((1 + 1))\n")
-        terminal.wait_for("hi-2")
-        yield terminal
-
-
 # -- what is listed ---------------------------------------------------------------------------------------------------
 
 
