@@ -1436,24 +1436,31 @@ class TlsStream:
 
     def send(self, data: bytes) -> int:
         """For websocket-client: send the upgrade request, blocking until the deadline. Raises OSError, EOFError."""
+        try:
+            self.send_all(data)
+        except TimeoutError:
+            raise
+        except OSError:
+            # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
+            if self._receive():
+                raise
+        return len(data)
+
+    def send_all(self, data: bytes) -> None:
+        """Send it, blocking; one thread at a time, beside the reader thread. Raises OSError."""
         view = memoryview(data)
         while view:
             wanted = select.POLLOUT
             try:
-                view = view[self._tls.send(view) :]
+                with self._lock:
+                    view = view[self._tls.send(view) :]
                 continue
             except ssl.SSLWantReadError:
                 wanted = select.POLLIN
             except ssl.SSLWantWriteError:
                 pass
-            except OSError:
-                # Who refuses a request before it is whole says why, and may be gone when the rest is sent.
-                if self._receive():
-                    raise
-                break
             if not self._wait(wanted, self._request_deadline):
                 raise TimeoutError("timed out")
-        return len(data)
 
     def put(self, data: bytes) -> bool:
         """Send it after all that was put before, any thread. Does not block. Raises OSError.
@@ -1922,7 +1929,7 @@ def _unwrapped(outer: ssl.SSLSocket) -> socket.socket:
     def outward() -> None:
         try:
             while data := far.recv(_TLS_RECORD_BYTES):
-                stream.send(data)
+                stream.send_all(data)
         except OSError:
             pass
         finally:

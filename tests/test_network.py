@@ -146,6 +146,27 @@ def test_a_whole_session_goes_through_a_proxy(cluster: StandIn, proxy: tuple[str
         server.stop()
 
 
+def test_both_directions_at_once_go_through_a_proxy(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
+    echo = ("sh", "-c", "stty raw -echo; echo ready; exec cat")
+    pod = opened(kubeconfig(cluster, **{"proxy-url": proxy[0]}), command=echo)
+    sent, got = bytes(range(256)) * 32768, pod.read()
+    wanted = b"ready\n" + sent
+
+    def write() -> None:
+        for start in range(0, len(sent), 5000):
+            pod.wait_for_room(65536, 60)
+            pod.write(sent[start : start + 5000])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(got) < len(wanted) and (data := pod.read()):
+        got += data
+    writer.join()
+    pod.close()
+    cluster.delete_pod("default", "demo")
+    assert got == wanted
+
+
 def test_who_waits_for_room_behind_a_proxy_is_woken(cluster: StandIn, proxy: tuple[str, Proxy]) -> None:
     pod = opened(
         kubeconfig(cluster, **{"proxy-url": proxy[0]}), command=("sh", "-c", "stty raw -echo; exec sleep 1000")
