@@ -3531,6 +3531,9 @@ _SAY_SECONDS = 60.0
 _ERRAND_SECONDS = 0.5  # of each second, for writing what waits: what is asked of sessions must not wait for it
 
 
+TICK_SECONDS = 1.0  # of the clock
+
+
 class Clock:
     """What is done once a second, on a thread of that name: each of ``ticks``, which may be added at any time.
 
@@ -3552,7 +3555,7 @@ class Clock:
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        while not self._stopped.wait(1.0):
+        while not self._stopped.wait(TICK_SECONDS):
             for tick in list(self.ticks):
                 try:
                     tick()

@@ -386,6 +386,7 @@ class World:
         self._config = lab.write_config(*lines, more=self.platform.lines())
         self.servers = [Server(lab.program, self._config) for _ in range(2)]
         self.vanished: set[str] = set()
+        self.cut_short: set[str] = set()  # sessions whose logout was told, which the killed server could not write down
 
     def stop(self) -> None:
         """Kill what is left."""
@@ -418,6 +419,8 @@ class World:
     def server_is_killed(self) -> None:
         """The second one, with SIGKILL."""
         self.servers[1].stop()
+        told = self.platform.told["/logout"]
+        self.cut_short = {row["session_id"] for row in self.rows() if row["todo"] and told[row["session_id"]]}
 
     def server_comes_back(self) -> None:
         self.servers[1] = Server(self.lab.program, self._config)
@@ -515,8 +518,11 @@ def check_ledger(world: World, news: News, rows: list[dict[str, Any]]) -> list[C
         f"{row['session_id']} is open, or has todo {row['todo']}" for row in rows if not row["logout_at"] or row["todo"]
     ]
     logouts = world.platform.told["/logout"]
+    often = {row["session_id"]: logouts[row["session_id"]] for row in rows}
     told = [
-        f"{row['session_id']}: {logouts[row['session_id']]} times" for row in rows if logouts[row["session_id"]] != 1
+        f"{session}: {count} times"
+        for session, count in often.items()
+        if not 1 <= count <= (2 if session in world.cut_short else 1)
     ]
     ended = {row["user"]: row["logout_at"] or 0.0 for row in rows}
     early = [f"{user}'s ended later" for user, at in news.over if ended.get(user, 0.0) > at + GOODBYE_SECONDS]

@@ -38,6 +38,7 @@ from k8s_exec import ExecRefused, PodExec, Target, Trust, load_kubeconfig
 from recorder import RecordFolder
 
 jumpserver.POLL_SECONDS = 0.01  # thousands of servers are ended here
+jumpserver.TICK_SECONDS = 0.1  # and many wait for the clock
 WAIT_SECONDS = 10.0
 START_SECONDS = 20.0
 PROGRAM = Path(jumpserver.__file__)

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ def platform() -> Iterator[Platform]:
 
 @contextlib.contextmanager
 def asking(folder: Path, cluster: StandIn, platform: Platform | None = None, **options: Any) -> Iterator[RunningServer]:
-    """A server that asks the platform every second."""
+    """A server that asks the platform whenever the clock ticks, which is more often than a configuration may say."""
     url = f'heartbeat_url = "{platform.url}/beat"\nauthorization = "Bearer S"\n' if platform else ""
     server = RunningServer(folder, cluster, more=f"[Platform]\nheartbeat_interval = 1\n{url}", **options)
+    config = server.server.config
+    server.server.config = replace(config, Platform=replace(config.Platform, heartbeat_interval=0))
     try:
         yield server
     finally:

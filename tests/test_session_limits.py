@@ -203,6 +203,6 @@ def test_only_so_many_addresses_are_remembered_and_the_longest_unused_goes(monke
 
 
 def test_the_servers_own_clock_ends_a_session(cluster: StandIn, tmp_path: Path) -> None:
-    with Program(tmp_path, cluster, more=limits(max_duration=2)) as server, server.connect() as terminal:
+    with Program(tmp_path, cluster, more=limits(max_duration=3)) as server, server.connect() as terminal:
         assert terminal.wait_end()["reason"] == LASTED_TOO_LONG.reason
         assert len(notices(terminal)) == 1

@@ -599,16 +599,18 @@ def test_a_device_without_a_network_is_told_so(server: RunningServer, page: Page
     phase(page, "connected")
 
 
-@pytest.mark.parametrize("missing", ["**/terminal.js", "**/touch.js", "**/xterm.mjs", "**/*.{js,mjs,css}"])
-def test_a_page_whose_files_do_not_load_says_so(server: RunningServer, page: Page, missing: str) -> None:
+def test_a_page_whose_files_do_not_load_says_so(server: RunningServer, page: Page) -> None:
     page.emulate_media(reduced_motion="reduce")
-    page.route(missing, lambda route: route.abort())
-    page.goto(server.terminal_url())
-    words = page.locator("#unloaded")
-    assert not words.is_visible()
-    expect(words).to_be_visible(timeout=WAIT_MS)
-    expect(page.get_by_text("Starting")).to_be_hidden()
-    assert page.get_by_role("button").all_inner_texts() == []
+    pages = {}
+    for missing in ("**/terminal.js", "**/touch.js", "**/xterm.mjs", "**/*.{js,mjs,css}"):
+        pages[missing] = page.context.new_page()
+        pages[missing].route(missing, lambda route: route.abort())
+        pages[missing].goto(server.terminal_url())
+        assert not pages[missing].locator("#unloaded").is_visible()
+    for opened in pages.values():
+        expect(opened.locator("#unloaded")).to_be_visible(timeout=WAIT_MS)
+        expect(opened.get_by_text("Starting")).to_be_hidden()
+        assert opened.get_by_role("button").all_inner_texts() == []
 
 
 def test_a_page_that_has_started_does_not_say_so(server: RunningServer, page: Page) -> None:
