@@ -31,7 +31,8 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
 
 
 FINDINGS = """async (rules) => {
-  const { passes, violations, incomplete } = await axe.run({ resultTypes: ["violations"], ...(rules && { runOnly: rules }) });
+  const options = { resultTypes: ["violations"], ...(rules && { runOnly: rules }) };
+  const { passes, violations, incomplete } = await axe.run(options);
   const found = violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html.slice(0, 150)}`));
   return { found, looked: passes.length + violations.length + incomplete.length };
 }"""
