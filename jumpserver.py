@@ -1421,8 +1421,11 @@ class Session:
         self._server.folder.check()
         path = recording_path(self._config.record_path.absolute(), self.id)
         title = printable(f"{self.auth.user}@{self.auth.place}")
+        known = {"cluster": self.auth.cluster, **mark_of(self._config, self.auth.cluster, self.auth)}
+        place = {name: printable(value) for name, value in known.items() if value}
         commands = self._config.Record.commands
-        return Output(Recorder(path, cols, rows, title=title, folder=self._server.folder, commands=commands))
+        folder = self._server.folder
+        return Output(Recorder(path, cols, rows, title=title, place=place, folder=folder, commands=commands))
 
     def _login(self, output: Output, target: Target) -> None:
         cluster = self.auth.cluster or target.cluster.host
@@ -2400,6 +2403,7 @@ ASSETS = {
             "failure.js",
             "touch.js",
             "widths.js",
+            "mark.js",
             "words.js",
             "live.js",
             "player.js",

@@ -35,7 +35,7 @@ import time
 import unicodedata
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -612,13 +612,14 @@ class Recorder:
         rows: int,
         *,
         title: str = "",
+        place: Mapping[str, str] | None = None,
         folder: RecordFolder | None = None,
         commands: bool = True,
     ) -> None:
         """Make the file and those of its eight folders that are missing; the root must be there.
 
-        ``folder``: whose reserve is given back when the disk is full. ``commands``: whether those that shells report
-        become events.
+        ``place``: the cluster and how the pages mark it, for the header's own key ``jumpserver``. ``folder``: whose
+        reserve is given back when the disk is full. ``commands``: whether those that shells report become events.
         """
         self.path = path
         self._folder = folder
@@ -635,10 +636,12 @@ class Recorder:
         self._digest = hashlib.sha256()
         self._start = self._synced = time.monotonic()
         self._fd = _create(path)
-        size = {"version": 2, "width": cols, "height": rows, "timestamp": int(time.time())}
-        header = json.dumps({**size, "title": title, "env": {"TERM": "xterm-256color"}}, ensure_ascii=False)
+        header = {"version": 2, "width": cols, "height": rows, "timestamp": int(time.time()), "title": title}
+        header["env"] = {"TERM": "xterm-256color"}
+        if place:
+            header["jumpserver"] = place
         try:
-            self._write(header.encode("utf-8", "replace") + b"\n")
+            self._write(json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         except RecordError:
             os.close(self._fd)
             path.unlink()

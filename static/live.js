@@ -4,6 +4,7 @@
 
 /* global AsciinemaPlayer */
 
+import { showMark } from "./mark.js";
 import { Picture, TEXT_SIZE } from "./picture.js";
 import { own, say, sentence } from "./words.js";
 
@@ -66,7 +67,7 @@ export class LiveView {
     }
     this.#printedAt = performance.now() - this.#answer.idle * 1000;
     this.#showTitle(this.#answer.title);
-    this.#showMark(this.#answer);
+    showMark(this.#answer);
     if (!this.#answer.running) {
       this.#enter("ended");
       this.#page.showWords(say("hasEnded"), own(say("hasEndedWhy")));
@@ -238,13 +239,6 @@ export class LiveView {
     const title = said || this.#filename.split("/").pop() || say("session");
     el("title").textContent = title;
     document.title = say("titleOfLive", { title });
-  }
-
-  // What tells this cluster from others, where its operator has said it.
-  #showMark({ cluster, label, colour }) {
-    const word = label || (colour && cluster) || "";
-    Object.assign(el("mark"), { textContent: word, hidden: !word });
-    document.body.style.setProperty("--mark", colour || null);
   }
 
   #showMeta() {

@@ -5,6 +5,7 @@
 
 import { Chapters } from "./chapters.js";
 import { enteredToken, linkTo, takeLink } from "./link.js";
+import { showMark } from "./mark.js";
 import { Picture, TEXT_SIZE } from "./picture.js";
 import { TextSearch } from "./search.js";
 import { Timeline, clockText, countUpTo, momentText, parseMoment } from "./timeline.js";
@@ -350,6 +351,13 @@ function showTitle() {
   el("title").textContent = title;
   el("title").title = shortName();
   document.title = say("titleOfRecording", { title });
+  showMark(placeOf(state.recording.header));
+}
+
+// The cluster and how it is marked, as the recording has it.
+function placeOf(header) {
+  const place = header.jumpserver;
+  return typeof place === "object" && place !== null ? place : {};
 }
 
 // `duration`: what the player's clock counts to, in seconds; less than the recording's where pauses are cut.
@@ -358,7 +366,9 @@ function showMeta(duration) {
   const [shown, whole] = [clockText(duration), clockText(seconds)];
   const length = shown === whole ? shown : say("withPauses", { shown, whole });
   const name = header.title ? shortName() : ""; // else it is the title
-  el("meta").textContent = [dateText(dateAt(0)), length, bytesText(state.size), name].filter(Boolean).join(" \u00b7 ");
+  const { cluster } = placeOf(header);
+  const place = typeof cluster === "string" ? say("cluster", { name: cluster }) : "";
+  el("meta").textContent = [place, dateText(dateAt(0)), length, bytesText(state.size), name].filter(Boolean).join(" \u00b7 ");
 }
 
 // The date of a time in the recording; null where it does not say when it began.

@@ -10,6 +10,7 @@ import { WebLinksAddon } from "./node_modules/@xterm/addon-web-links/lib/addon-w
 import { WebglAddon } from "./node_modules/@xterm/addon-webgl/lib/addon-webgl.mjs";
 import { CLOSE_USER, Connection, webSocketUrl } from "./connection.js";
 import { whyNotOpened } from "./failure.js";
+import { showMark } from "./mark.js";
 import { repeatWhileHeld, touchTerminal } from "./touch.js";
 import { countAsPods } from "./widths.js";
 import { own, said, say, sentence } from "./words.js";
@@ -124,9 +125,7 @@ function showPlace(session) {
   el("target").textContent = el("target").title = target || say("terminal");
   el("namespace").textContent = session.namespace ? say("namespace", { name: session.namespace }) : "";
   el("cluster").textContent = session.cluster ? say("cluster", { name: session.cluster }) : "";
-  const word = session.label || (session.colour && session.cluster);
-  Object.assign(el("mark"), { textContent: word, hidden: !word });
-  document.body.style.setProperty("--mark", session.colour || null);
+  showMark(session);
   el("place").hidden = !session.namespace && !session.cluster;
   showTitle();
 }

@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Page, expect
 import hooks
 import jumpserver
 from demo.cluster import StandIn
-from tests.support import RunningServer, another_server, answer_of, run_program
+from tests.support import RunningServer, another_server, answer_of, end_shell, last_row, run_program
 from tests.test_accessibility import findings
 from tests.test_pages import open_terminal
+from tests.test_player_page import cast, play, player_text
 
 PRODUCTION = '{kubeconfig = "kubeconfig.yaml", label = "production", colour = "red"}'
 RED = "#e5484d"
@@ -115,6 +116,23 @@ def test_the_word_stands_in_the_bar_beside_cluster_and_namespace(
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width, selector
     assert page.locator("#mark").evaluate("(mark) => getComputedStyle(mark).borderColor") == "rgb(229, 72, 77)"
     page.close()
+
+
+def test_a_recording_is_replayed_with_the_mark_that_its_terminal_had(marked: RunningServer, page: Page) -> None:
+    with marked.connect(label="mine", colour="green") as terminal:
+        end_shell(terminal)
+    marked.wait_settled()
+    page.goto(marked.player_url(last_row(marked)["filename"]))
+    expect(page.locator("#mark")).to_have_text("mine")
+    expect(page.locator("#meta")).to_contain_text("cluster standin")
+    assert page.locator("#mark").evaluate("(mark) => getComputedStyle(mark).borderColor") == "rgb(63, 167, 109)"
+
+
+@pytest.mark.parametrize("place", [1, None, [], {"cluster": 1, "label": {}, "colour": "url(x)"}, {"colour": RED}])
+def test_a_recording_of_another_kind_has_none(server: RunningServer, page: Page, place: Any) -> None:
+    play(server, page, cast([0.1, "o", "shown"], jumpserver=place))
+    player_text(page, "shown")
+    expect(page.locator("#mark")).to_be_hidden()
 
 
 def test_a_colour_without_a_word_is_never_shown_alone(server: RunningServer, page: Page) -> None:

@@ -153,11 +153,11 @@ def test_two_recorders_may_make_the_same_folders_at_once(tmp_path: Path) -> None
 
 def test_header_is_on_disk_when_the_constructor_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1700000000.9)
-    recording = Recorder(tmp_path / "a.cast", 100, 30, title="alice@default/demo")
+    recording = Recorder(tmp_path / "a.cast", 100, 30, title="alice@default/demo", place={"cluster": "production"})
     try:
         assert (tmp_path / "a.cast").read_bytes() == (
-            b'{"version": 2, "width": 100, "height": 30, "timestamp": 1700000000,'
-            b' "title": "alice@default/demo", "env": {"TERM": "xterm-256color"}}\n'
+            b'{"version": 2, "width": 100, "height": 30, "timestamp": 1700000000, "title": "alice@default/demo",'
+            b' "env": {"TERM": "xterm-256color"}, "jumpserver": {"cluster": "production"}}\n'
         )
     finally:
         recording.close()
