@@ -208,7 +208,8 @@ def test_a_long_command_line_is_cut_in_the_pod(tmp_path: Path) -> None:
     with Bash(tmp_path) as bash:
         os.write(bash._terminal, b"stty -icanon\n")
         bash.wait_for(PROMPT, 2)
-        bash.run("echo " + "长" * 3000)
+        bash.run("echo " + "长" * 3000)  # which brings more than one prompt, where the line is drawn again
+        bash.wait_for(b"\x1b]633;D;", 2)
     assert bash.reported[-2] == "E echo " + "长" * 1019
 
 

@@ -191,7 +191,8 @@ def test_the_longest_token_passes_and_a_longer_one_is_refused_in_words(front: tu
         request = urllib.request.Request(f"http://{proxy.base}/records/play?filename=a.cast{target}", headers=headers)
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)
-        assert (caught.value.code, caught.value.read()) == (404, b"not found\n")
+        with caught.value as answer:
+            assert (answer.code, answer.read()) == (404, b"not found\n")
 
 
 def test_its_log_says_who_did_what_and_has_no_token(front: tuple[RunningServer, Front]) -> None:
@@ -245,7 +246,8 @@ def test_what_it_lets_through_is_refused_by_the_server_in_words(server: RunningS
         request = urllib.request.Request(f"http://{proxy.base}/healthz", headers={f"X-{i}": header for i in range(3)})
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)
-        assert caught.value.code == 431 and b"64 KiB together" in caught.value.read()
+        with caught.value as answer:
+            assert answer.code == 431 and b"64 KiB together" in answer.read()
 
 
 def test_a_terminal_goes_on_after_a_reload_of_nginx_has_ended_its_connection(cluster: StandIn, tmp_path: Path) -> None:
