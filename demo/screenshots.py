@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -90,11 +91,12 @@ def take_all(browser: Browser, platform: Platform) -> None:
     auditor.wait_for_function("() => document.querySelector('#player').player?.getDuration() > 0")
     auditor.evaluate("() => document.querySelector('#player').player.seek('95%')")
     auditor.wait_for_function("() => document.querySelector('#player .ap-term')?.textContent.includes('rolled back')")
+    expect(auditor.locator("#elapsed")).not_to_have_text(re.compile("^0?0:00 "))
     take(auditor, "player")
 
 
 def main() -> int:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-headless-shell")
     if not chromium:
         print("screenshots: Chromium is not installed", file=sys.stderr)
         return 2

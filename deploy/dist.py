@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / "build" / "wheels"  # what was downloaded, by the hashes in requirements.txt
 OLDEST = 9  # of Python 3: what is locked for this one runs on all newer ones, too
 MODULES = ("hooks.py", "jumpserver.py", "k8s_exec.py", "recorder.py")
-TEXTS = ("CHANGELOG.md", "LICENSE", "README*.md", "SECURITY.md", "docs/*.md", "docs/zh/*.md", "docs/*.svg")
+TEXTS = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README*.md", "SECURITY.md", "bench/README.md"),
+    *("docs/*.md", "docs/zh/*.md", "docs/*.svg"),
+)
 # What else a folder has in another repository.
 SOURCES = (
     "deploy/*",

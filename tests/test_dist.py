@@ -350,6 +350,15 @@ def test_the_folder_starts_from_any_working_directory_with_all_its_pages(
     assert sorted(vendored.rglob("*")) == before
 
 
+def test_what_its_texts_lead_to_is_in_the_folder(dist: Path, tmp_path: Path) -> None:
+    vendored = extracted(dist, tmp_path)
+    texts = [text for text in vendored.rglob("*.md") if "static" not in text.parts]
+    assert len(texts) > 15
+    for text in texts:
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text.read_text()):
+            assert (text.parent / link).exists(), f"{text.name}: {link}"
+
+
 def test_what_is_built_of_the_folder_in_another_repository_tells_its_commit(dist: Path, tmp_path: Path) -> None:
     vendored = extracted(dist, tmp_path)
     subprocess.run([need_program("git"), "init", "-q", tmp_path], check=True)
