@@ -159,7 +159,7 @@ def test_two_folders_with_the_same_commit_build_the_same_bytes(tmp_path: Path) -
 
 
 def test_a_build_without_the_pages_assets_and_npm_says_what_to_do(tmp_path: Path) -> None:
-    for name in ("deploy", "docs", "static"):
+    for name in ("bench", "deploy", "docs", "static"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules"))
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "LICENSE"):
         shutil.copy(file, tmp_path)
