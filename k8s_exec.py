@@ -2291,8 +2291,10 @@ class PodExec:
                 why = f": {_tls_fault(exc)}" if _alert(exc) else ""
                 raise PodLost(f"the connection to the cluster was lost{why}") from None
             return True
-        woken, self._woken = self._woken, False
-        return woken
+        if not self._woken:
+            return False
+        self._woken = False  # whoever sets it between these two lines is heard, too
+        return True
 
     def _take_output(self) -> bytes:
         """Handle the whole frames in the buffer; return what they printed. Raises PodLost, but output comes first."""
