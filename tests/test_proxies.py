@@ -229,8 +229,8 @@ def test_the_address_without_the_final_slash_leads_to_the_page(front: tuple[Runn
     assert re.match(rb"HTTP/1.1 30[178] ", answer)
     # Where it is relative, the proxy need not know its own address.
     assert re.search(rb"\r\nlocation: (http://x)?/jumpserver/\?ssh_token=a\r\n", answer, re.I)
-    with urllib.request.urlopen(f"http://{proxy.base}", timeout=10) as page:
-        assert page.url.rstrip("?") == f"http://{proxy.base}/" and b"<html" in page.read()
+    with urllib.request.urlopen(f"http://{proxy.base}/", timeout=10) as page:  # Python 3.9 follows no 308 by itself
+        assert b"<html" in page.read()
 
 
 @pytest.mark.parametrize(("name", "count"), [("nginx.conf", 2), ("haproxy.cfg", 3)])
