@@ -246,10 +246,14 @@ def test_the_secret_is_nowhere_but_on_the_wire(server: RunningServer, caplog: py
     assert len(found) == 2 and not any(secret in written for secret in found)
 
 
-def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jumpserver, "WINDOW_MAXIMUM_BYTES", jumpserver.WINDOW_MINIMUM_BYTES)  # less than what waits
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than what the connections hold, however fast this machine is."""
+    monkeypatch.setattr(jumpserver, "WINDOW_MAXIMUM_BYTES", jumpserver.WINDOW_MINIMUM_BYTES)
+
+
+@pytest.mark.usefixtures("small_window")
+def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(server: RunningServer) -> None:
     script = "trap 'echo; echo caught; exec cat' INT; yes 'one line of a flood that nobody reads'"
     with server.connect(command=["sh", "-c", script]) as terminal:
         terminal.wait_for(b"flood")
@@ -272,6 +276,7 @@ def test_an_interrupted_flood_is_recorded_whole_and_its_end_is_shown(
         assert f"{skipped} bytes not shown to the user" in recorded_events(newest(server), "m")
 
 
+@pytest.mark.usefixtures("small_window")
 def test_a_full_screen_program_is_never_caught_up_with(server: RunningServer) -> None:
     script = r"printf '\033[?25l\033[?1049;2004h'; trap 'echo caught; exec cat' INT; yes"
     with server.connect(command=["sh", "-c", script]) as terminal:
