@@ -3532,10 +3532,8 @@ FLOOD_BYTES, FLOOD_SECONDS = 10_000_000, 10.0  # recorded a second, and for how 
 QUIET_BYTES = 10_000  # recorded a second: who stays below is not ended for space
 _LASTS_SECONDS = 300.0
 _SAY_SECONDS = 60.0
+TICK_SECONDS = 1.0  # of the clocks
 _ERRAND_SECONDS = 0.5  # of each second, for writing what waits: what is asked of sessions must not wait for it
-
-
-TICK_SECONDS = 1.0  # of the clock
 
 
 class Clock:

@@ -81,7 +81,7 @@ def test_whichever_process_the_browser_comes_back_to_no_byte_is_lost(pair: tuple
     for terminal in one_of_each(pair[0], FLOOD):
         terminal.type("go\n")
         seen = b""
-        for cut in range(1, 20):  # each of them reaches either process
+        for cut in range(1, 20):  # each of them reaches either process; "go" has arrived when the first is made
             while len(seen) + len(terminal.output) < 20_000 * cut:
                 terminal.step()
             terminal.drop()
